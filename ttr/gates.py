@@ -1,0 +1,144 @@
+"""Forgetting gates: how much of the weights a token keeps before it is learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .piece import Piece
+from .registry import GATES, SpecError, gate
+from .signals import Signal, signal
+
+Order = Literal["first", "coupled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(Piece):
+    """W <- exp(log_decay) W before the token's update.
+
+    order: where the gradient is taken, at the decayed weights (`first`: Gated DeltaNet, KDA) or at the undecayed
+    ones (`coupled`: weight decay; Titans, RWKV-7).
+    """
+
+    registry: ClassVar = GATES
+    per_key: ClassVar[bool] = False  # one decay per key channel instead of one per head
+    order: Order = "first"
+
+    def log_decay(
+        self, signals: dict[str, Tensor], *, n_heads: int, layer_idx: int = 0, n_layers: int = 1, params: dict[str, Tensor]
+    ) -> Tensor | None:
+        """The natural log of what is kept, [Hv], [..., Hv] or, when `per_key`, [..., Hv, dk]; None keeps all."""
+        raise NotImplementedError(f"gate {self.kind!r} must define log_decay")
+
+    def init_params(self, n_heads: int, dk: int) -> dict[str, Tensor]:
+        """Learned constants that are not per token, each with leading [n_heads]."""
+        return {}
+
+
+@gate("none")
+@dataclass(frozen=True, kw_only=True)
+class NoGate(Gate):
+    """Nothing is forgotten but what the optimizer overwrites."""
+
+    def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
+        return None
+
+
+def retnet_log_decay(n_heads: int) -> Tensor:
+    """log(1 - 2^(-5-h)), h = 0..H-1. Source: RetNet (2307.08621)."""
+    return torch.log1p(-torch.exp2(-5.0 - torch.arange(n_heads, dtype=torch.float64)))
+
+
+def lightning_log_decay(n_heads: int, layer_idx: int, n_layers: int) -> Tensor:
+    """-(8h/H)(1 - layer_idx/n_layers), h = 0..H-1; head 0 keeps all. Source: Lightning Attention (2405.17381)."""
+    return -(8.0 * torch.arange(n_heads, dtype=torch.float64) / n_heads) * (1.0 - layer_idx / n_layers)
+
+
+@gate("fixed")
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Gate):
+    """A decay per head that does not depend on the input.
+
+    decay: `retnet`, `lightning` (needs the layer's index), a list of one natural log decay per head, or `learned`.
+    """
+
+    decay: Literal["retnet", "lightning", "learned"] | tuple[float, ...] = "retnet"
+
+    def __post_init__(self):
+        if isinstance(self.decay, tuple) and not all(d <= 0 for d in self.decay):
+            raise SpecError(f"gate.decay={list(self.decay)}: natural log decays must be <= 0")
+
+    def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
+        if self.decay == "retnet":
+            return retnet_log_decay(n_heads)
+        if self.decay == "lightning":
+            return lightning_log_decay(n_heads, layer_idx, n_layers)
+        if self.decay == "learned":
+            return F.logsigmoid(params["decay_logit"])
+        if len(self.decay) != n_heads:
+            raise SpecError(f"gate.decay lists {len(self.decay)} decays for {n_heads} heads")
+        return torch.tensor(self.decay, dtype=torch.float64)
+
+    def init_params(self, n_heads, dk):
+        if self.decay != "learned":
+            return {}
+        keep = torch.exp(retnet_log_decay(n_heads))  # start where RetNet stands
+        return {"decay_logit": (keep.log() - torch.log1p(-keep)).float()}
+
+
+@gate("scalar")
+@dataclass(frozen=True, kw_only=True)
+class Scalar(Gate):
+    """One data-dependent log decay per head; a signal (map `mamba` unless another is declared) plus `order`."""
+
+    inline_signal: ClassVar[str] = "log_decay_signal"
+    log_decay_signal: Signal = signal("mamba")
+
+    def signals(self):
+        return {"log_decay": self.log_decay_signal}
+
+    def check(self, spec):
+        if self.log_decay_signal.per != "head":
+            raise SpecError(f"gate.per={self.log_decay_signal.per!r}: a scalar gate is per head; use kind vector for per key")
+        check_log_decay(self.log_decay_signal)
+
+    def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
+        return signals["log_decay"]
+
+
+@gate("vector")
+@dataclass(frozen=True, kw_only=True)
+class Vector(Gate):
+    """One data-dependent log decay per key channel (GLA, KDA, RWKV-7)."""
+
+    inline_signal: ClassVar[str] = "log_decay_signal"
+    per_key: ClassVar[bool] = True
+    log_decay_signal: Signal = signal("mamba", per="key", rank="head_dim")
+
+    def signals(self):
+        return {"log_decay": self.log_decay_signal}
+
+    def check(self, spec):
+        if self.log_decay_signal.per != "key" and not self.log_decay_signal.constant:
+            raise SpecError(f"gate.per={self.log_decay_signal.per!r}: a vector gate is per key; use kind scalar for per head")
+        check_log_decay(self.log_decay_signal)
+
+    def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
+        return signals["log_decay"]
+
+
+def check_log_decay(s: Signal) -> None:
+    """A gate's value is a log decay, so its map and scale must not give positive numbers."""
+    if s.constant and s.value is not None and not (s.value <= 0 and not math.isnan(s.value)):
+        raise SpecError(f"gate={s.value}: a gate's value is a natural log decay, <= 0")
+    sign = {"mamba": -1, "logsigmoid": -1, "sigmoid": 1, "softplus": 1, "exp": 1}.get(s.map.kind)
+    if not s.constant and sign is not None and sign * s.scale > 0:
+        raise SpecError(
+            f"gate: map {s.map.kind!r} with scale {s.scale} gives positive log decays (weights would grow); "
+            f"use a negative scale, or a map whose values are <= 0: ['logsigmoid', 'mamba']"
+        )

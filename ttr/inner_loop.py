@@ -1,0 +1,256 @@
+"""THE DEFINITION: what a declaration means, one token at a time. Slow, exact, for every spec; every path must agree.
+
+    o_t before, if read: before
+    for j in micro-steps:
+        z~ = gate(z) if j == 0 else z                      # decays what the optimizer says, normally z[0]
+        s  = signals of (t, j), step <- step_rule(step, k)
+        p  = point(z~ if order == first else z, s)         # the mini-batch's start instead, if mini_batch > 1
+        g  = torch.func.grad(objective)(p; k, v)           # never written by hand here
+        z  = update(z~, g, s)                              # or once per mini-batch on the sum of weight * g
+    o_t = predict(read(z, s), q_t), if read: after
+
+One head at a time, batch and heads by torch.func.vmap. Nobody optimises this file. The least-squares and kernel
+regressors take no gradient; their definitions are in kernels/torch/least_squares.py and kernels/torch/attention.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from .inner_optim import Optimizer, Signals
+from .kernels.problem import Problem
+from .objectives import slopes
+from .spec import Spec
+from .state import State
+
+Weights = dict[str, Tensor]
+
+
+def initial_state(spec: Spec, params: Weights, n: int, n_heads: int, dk: int, dv: int, dtype, device) -> State:
+    """The memory of n sequences before their first token, for a regressor that an optimizer trains."""
+    init = spec.regressor.init(dk, dv)
+    weights = {
+        name: (params[name] if init[name].learned else init[name](n_heads)).to(device, dtype).expand(n, n_heads, *shape)
+        for name, shape in spec.regressor.state_shapes(dk, dv).items()
+    }
+    return complete_state(spec, weights, dk)
+
+
+def complete_state(spec: Spec, weights: Weights, dk: int) -> State:
+    """Fresh optimizer slots and an empty mini-batch around the given weights, each [N, H, ...]."""
+    optimizer: Optimizer = spec.optimizer
+    slots: dict[str, Weights] = {slot: {} for slot in optimizer.slots}
+    for name, w in weights.items():
+        for slot, value in zip(optimizer.slots, optimizer.init_slots(w), strict=True):
+            slots[slot][name] = value
+    some = next(iter(weights.values()))
+    mini_batch: dict = {}
+    if spec.mini_batch != 1:
+        mini_batch["position"] = torch.zeros(some.shape[0], dtype=torch.int64, device=some.device)
+        if optimizer.accumulate:
+            zero = some.new_zeros(some.shape[:2])
+            mini_batch["gradient"] = {name: torch.zeros_like(w) for name, w in weights.items()}
+            mini_batch["signals"] = {
+                name: zero[..., None, None].expand(*zero.shape, *_widths(s.per, dk, weights)) for name, s in optimizer.signals().items()
+            }
+            mini_batch["log_decay"] = zero[..., None].expand(*zero.shape, dk if spec.gate.per_key else 1)
+        else:
+            mini_batch["start"] = {"weights": weights, "slots": slots}
+    return State(weights=weights, slots=slots, mini_batch=mini_batch, spec_hash=spec.hash)
+
+
+def _widths(per: str, dk: int, weights: Weights) -> tuple[int, int]:
+    return {"key": (dk, 1), "value": (1, weights["W"].shape[-1] if "W" in weights else 1)}.get(per, (1, 1))
+
+
+def definition(problem: Problem) -> tuple[Tensor, State]:
+    """Run the definition: (o [N, H, T, dv], state). Sequences that differ in length or position run one by one."""
+    positions = problem.state.mini_batch.get("position")
+    ragged = problem.lengths is not None or (positions is not None and len(set(positions.tolist())) > 1)
+    if not ragged:
+        return _together(problem, 0 if positions is None else int(positions[0]))
+    parts = []
+    for i in range(problem.q.shape[0]):
+        one = problem.sequence(i)
+        o, state = _together(one, 0 if positions is None else int(positions[i]))
+        parts.append((torch.nn.functional.pad(o, (0, 0, 0, problem.q.shape[2] - o.shape[2])), state))
+    return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
+
+
+def concatenate(states: list[State]) -> State:
+    """One state of several, along the batch axis."""
+
+    def join(*trees):
+        return {k: join(*(t[k] for t in trees)) for k in trees[0]} if isinstance(trees[0], dict) else torch.cat(trees)
+
+    return states[0]._with(join(*(s._trees() for s in states)))
+
+
+def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
+    spec, state = problem.spec, problem.state
+    tokens = {"q": problem.q, "k": problem.k, "v": problem.v, "signals": problem.signals}
+    if problem.write_key is not None:
+        tokens["write_key"] = problem.write_key
+    if problem.log_decay is not None:
+        tokens["log_decay"] = problem.log_decay
+    memory = {"weights": state.weights, "slots": state.slots}
+    memory["mini_batch"] = {k: v for k, v in state.mini_batch.items() if k != "position"}
+
+    def one_head(tokens, memory, params):
+        return InnerLoop(spec, params).run(tokens, memory, position)
+
+    o, memory = vmap(vmap(one_head), in_dims=(0, 0, None))(tokens, memory, problem.params)
+    if "position" in state.mini_batch:
+        t = position + problem.q.shape[2]
+        t = t % spec.mini_batch if isinstance(spec.mini_batch, int) else t
+        memory["mini_batch"]["position"] = torch.full_like(state.mini_batch["position"], t)
+    return o, State(**memory, spec_hash=spec.hash)
+
+
+class InnerLoop:
+    """The loop of one head. z is {weight name: (w, *slots)}."""
+
+    def __init__(self, spec: Spec, params: Weights):
+        self.spec = spec
+        self.optimizer: Optimizer = spec.optimizer
+        self.params = params
+        self.outer = {name: params[name] for name in spec.regressor.outer if name in params}
+
+    def run(self, tokens: dict, memory: dict, position: int) -> tuple[Tensor, dict]:
+        spec, optimizer = self.spec, self.optimizer
+        z = self._slots(memory)
+        open_ = dict(memory["mini_batch"])
+        start = self._slots(open_["start"]) if "start" in open_ else None
+        outputs = []
+        for t in range(tokens["q"].shape[0]):
+            if position == 0:
+                start = z
+                if optimizer.accumulate:
+                    open_ = _zero(open_)
+            if spec.read.at == "before":
+                outputs.append(self._predict(self._read(z, self._signals(tokens, t, 0)), tokens["q"][t]))
+            log_decay = tokens["log_decay"][t] if "log_decay" in tokens else None
+            for j in range(spec.steps):
+                s = self._signals(tokens, t, j)
+                decayed = self._gate(z, log_decay) if j == 0 else z
+                source = start if spec.mini_batch != 1 else decayed if spec.gate.order == "first" else z
+                p = {name: optimizer.point(slots, s) for name, slots in source.items()}
+                g = self._gradient(p, tokens, t, j, s)
+                if optimizer.accumulate:
+                    open_ = self._gather(open_, g, s, log_decay if j == 0 else None)
+                else:
+                    z = {name: optimizer.update(decayed[name], g[name], s) for name in z}
+                    if spec.separate_write_key:
+                        z = self._write(z, p, tokens, t, j, s)
+            position += 1
+            read = self._read(z, s)
+            if optimizer.position != "none":
+                read = {name: start[name][0] + self._factor(position) * (w - start[name][0]) for name, w in read.items()}
+            if spec.read.at == "after":
+                outputs.append(self._predict(read, tokens["q"][t]))
+            if position == spec.mini_batch:
+                position = 0
+                if optimizer.accumulate:
+                    z = self._step_once(z, open_)
+                elif optimizer.position != "none":
+                    z = {name: (read[name],) for name in z}
+        if spec.mini_batch != 1 and not optimizer.accumulate:
+            open_ = {"start": self._memory(start)}
+        return torch.stack(outputs), {**self._memory(z), "mini_batch": open_}
+
+    def _slots(self, memory: dict) -> dict[str, tuple[Tensor, ...]]:
+        return {name: (w, *(memory["slots"][slot][name] for slot in self.optimizer.slots)) for name, w in memory["weights"].items()}
+
+    def _memory(self, z: dict[str, tuple[Tensor, ...]]) -> dict:
+        slots = {slot: {name: zs[i + 1] for name, zs in z.items()} for i, slot in enumerate(self.optimizer.slots)}
+        return {"weights": {name: zs[0] for name, zs in z.items()}, "slots": slots}
+
+    def _shape(self, s: Tensor) -> Tensor:
+        """[d1, d2] broadcasts against the matrix of a linear regressor; elsewhere a number is a number."""
+        return s if self.spec.regressor.linear or s.numel() > 1 else s.reshape(())
+
+    def _signals(self, tokens: dict, t: int, j: int) -> Signals:
+        values = {name: s[t, j] for name, s in tokens["signals"].items()}
+        if self.optimizer.step_rule.kind != "plain":
+            curvature, _ = slopes(self.spec.objective, tokens["v"].shape[-1])
+            values["step"] = self.optimizer.step_rule.effective(values["step"], tokens["k"][t, j][:, None], curvature)
+        return Signals({name: self._shape(s) for name, s in values.items()})
+
+    def _gate(self, z: dict, log_decay: Tensor | None) -> dict:
+        if log_decay is None:
+            return z
+        regressor, keep = self.spec.regressor, torch.exp(log_decay)
+        decays = self.optimizer.decayed_slots()
+
+        def factor(name: str) -> Tensor | None:
+            if keep.shape[-1] == 1:
+                return keep.reshape(())
+            return keep[:, None] if name in regressor.key_axis else None  # per key channel: the tensors the key enters
+
+        out = {}
+        for name, slots in z.items():
+            f = factor(name)
+            out[name] = slots if f is None else tuple(x * f if d else x for x, d in zip(slots, decays, strict=True))
+        return out
+
+    def _predict(self, w: Weights, x: Tensor) -> Tensor:
+        return self.spec.regressor.predict({**w, **self.outer}, x)
+
+    def _read(self, z: dict, s: Signals) -> Weights:
+        return {name: self.optimizer.read(slots, s) for name, slots in z.items()}
+
+    def _gradient(self, p: Weights, tokens: dict, t: int, j: int, s: Signals) -> Weights:
+        k, v = tokens["k"][t, j], tokens["v"][t, j]
+        if self.spec.separate_write_key:  # the first term of 1/2 ||f(k)||^2 - <f(k_w), v>
+            v = torch.zeros_like(v)
+        return grad(lambda w: self.spec.objective.loss(self._predict(w, k), v, s))(p)
+
+    def _write(self, z: dict, p: Weights, tokens: dict, t: int, j: int, s: Signals) -> dict:
+        """Add the second term's update, which `step` does not touch: update(0, g, step = 1), the optimizer being linear."""
+        k, v = tokens["write_key"][t, j], tokens["v"][t, j]
+        loss = self.spec.objective.loss
+
+        def second(w):
+            f = self._predict(w, k)
+            return loss(f, v, s) - loss(f, torch.zeros_like(v), s)
+
+        g = grad(second)(p)
+        unit = s.replace(step=torch.ones_like(s.step))
+        out = {}
+        for name, slots in z.items():
+            zero = tuple(torch.zeros_like(x) for x in slots)
+            added = self.optimizer.update(zero, g[name], unit)
+            out[name] = tuple(x + dx for x, dx in zip(slots, added, strict=True))
+        return out
+
+    def _factor(self, position: int) -> Tensor | float:
+        """c_i = max(0, 1/i + delta_i), i = 1.. within the mini-batch (TTT)."""
+        if self.optimizer.position == "mean":
+            return 1.0 / position
+        return torch.clamp(1.0 / position + self.params["position"][position - 1], min=0)
+
+    def _gather(self, open_: dict, g: Weights, s: Signals, log_decay: Tensor | None) -> dict:
+        """Add one event to the open mini-batch. An optimizer without a weight of its own is weighted by its step."""
+        own = "weight" in self.optimizer.signals()
+        weight = s.weight if own else s.step
+        names = self.optimizer.signals()
+        return {
+            "gradient": {name: open_["gradient"][name] + weight * g[name] for name in g},
+            "signals": {name: open_["signals"][name] + getattr(s, name) for name in names},
+            "log_decay": open_["log_decay"] + (0 if log_decay is None else log_decay),
+        }
+
+    def _step_once(self, z: dict, open_: dict) -> dict:
+        """One update on the mini-batch's weighted sum; its rates are the means over the mini-batch."""
+        count = int(self.spec.mini_batch) * self.spec.steps
+        means = {name: self._shape(total / count) for name, total in open_["signals"].items()}
+        if "weight" not in means:
+            means["step"] = torch.ones_like(means["step"])
+        z = self._gate(z, open_["log_decay"])
+        return {name: self.optimizer.update(slots, open_["gradient"][name], Signals(means)) for name, slots in z.items()}
+
+
+def _zero(tree):
+    return {k: _zero(v) for k, v in tree.items()} if isinstance(tree, dict) else torch.zeros_like(tree)

@@ -1,0 +1,64 @@
+"""Muon as an inner optimizer: momentum, orthogonalised by Newton-Schulz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..registry import SpecError, optimizer
+from ..signals import Signal, signal
+from .base import Optimizer
+
+COEFFICIENTS = {
+    "standard": ((3.4445, -4.7750, 2.0315),) * 5,
+    "lact": (  # LaCT (2505.23884), reference code: one triple per iteration
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+}
+
+
+def newton_schulz(n: Tensor, coefficients, eps: float) -> Tensor:
+    """An approximately orthogonal matrix near n: X <- aX + (bA + cA^2)X, A = XX^T, from X = n / (||n||_F + eps)."""
+    x = n.mT if n.shape[-2] > n.shape[-1] else n
+    square = x.square().sum((-2, -1), keepdim=True)
+    x = x / ((square + eps * eps).sqrt() + eps)  # smooth at n = 0
+    for a, b, c in coefficients:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if n.shape[-2] > n.shape[-1] else x
+
+
+@optimizer("muon")
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """g <- weight g;  N <- momentum N + g;  W <- W - step NS5(N), for matrices; vectors take the plain momentum step.
+
+    `weight` is inside the sum, `step` outside: Newton-Schulz removes any common factor. Sources: Muon (Jordan 2024);
+    LaCT (2505.23884) for the test-time use and the per-iteration coefficients.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    step: Signal = signal(1.0)
+    weight: Signal = signal(1.0)
+    momentum: Signal = signal("sigmoid")
+    coefficients: Literal["standard", "lact"] = "standard"
+    eps: float = 1e-7
+
+    def check(self, spec):
+        super().check(spec)
+        for name, s in self.signals().items():
+            if s.per != "head":
+                raise SpecError(f"optimizer.{name}.per={s.per!r}: muon turns whole matrices, its signals are per head")
+
+    def update(self, z, g, s):
+        w, n = z
+        n = s.momentum * n + g
+        direction = newton_schulz(n, COEFFICIENTS[self.coefficients], self.eps) if n.ndim >= 2 else n
+        return (w - s.step * direction, n)

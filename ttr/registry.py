@@ -1,0 +1,88 @@
+"""Registries: every slot of a declaration is a table of frozen dataclasses keyed by `kind`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """A declaration that cannot be read or has no meaning; the message names the full key and the choices."""
+
+
+def unknown(what: str, got: object, choices: Iterable[str]) -> SpecError:
+    """The error for a name that is not one of `choices`, with a suggestion when one is close."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(str(got), choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return SpecError(f"{what}={got!r} is not known; choose from {choices}.{hint}")
+
+
+class Registry(Generic[T]):
+    """A table `kind -> class`, filled by decorator and, only when an unknown kind is named, by entry points."""
+
+    def __init__(self, slot: str, group: str):
+        self.slot = slot
+        self.group = group
+        self._classes: dict[str, type[T]] = {}
+        self._aliases: dict[str, tuple[str, dict]] = {}
+        self._entry_points_loaded = False
+
+    def register(self, kind: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator: enter a frozen dataclass under `kind`."""
+
+        def enter(cls: type[T]) -> type[T]:
+            params = getattr(cls, "__dataclass_params__", None)
+            if not is_dataclass(cls) or params is None or not params.frozen:
+                raise SpecError(f"{self.slot} kind {kind!r}: {cls.__name__} must be a @dataclass(frozen=True, kw_only=True)")
+            if kind in self._aliases or self._classes.get(kind, cls).__qualname__ != cls.__qualname__:
+                raise SpecError(f"{self.slot} kind {kind!r} is registered already")
+            cls.kind = kind  # type: ignore[attr-defined]
+            self._classes[kind] = cls
+            return cls
+
+        return enter
+
+    def alias(self, spelling: str, kind: str, **fields) -> None:
+        """Accept `spelling` as `kind` with these fields preset (equivalent declarations become one Spec)."""
+        self._aliases[spelling] = (kind, fields)
+
+    def expand(self, kind: str) -> tuple[str, dict]:
+        """The registered kind and the preset fields behind a spelling."""
+        return self._aliases.get(kind, (kind, {}))
+
+    def kinds(self) -> list[str]:
+        return sorted([*self._classes, *self._aliases])
+
+    def get(self, kind: str, key: str | None = None) -> type[T]:
+        """The class of `kind`; `key` is the full key the user wrote, for the error."""
+        kind, _ = self.expand(kind)
+        if kind not in self._classes and not self._entry_points_loaded:
+            self._entry_points_loaded = True
+            for entry in entry_points(group=self.group):
+                self._classes.setdefault(entry.name, self.register(entry.name)(entry.load()))
+        if kind not in self._classes:
+            raise unknown(f"{key or self.slot}.kind", kind, self.kinds())
+        return self._classes[kind]
+
+
+REGRESSORS: Registry = Registry("regressor", "ttr.regressors")
+OBJECTIVES: Registry = Registry("objective", "ttr.objectives")
+OPTIMIZERS: Registry = Registry("optimizer", "ttr.inner_optim")
+STEP_RULES: Registry = Registry("optimizer.step_rule", "ttr.step_rules")
+GATES: Registry = Registry("gate", "ttr.gates")
+STAGES: Registry = Registry("stage", "ttr.stages")
+SIGNAL_MAPS: Registry = Registry("map", "ttr.signal_maps")
+
+regressor = REGRESSORS.register
+objective = OBJECTIVES.register
+optimizer = OPTIMIZERS.register
+step_rule = STEP_RULES.register
+gate = GATES.register
+stage = STAGES.register
+signal_map = SIGNAL_MAPS.register

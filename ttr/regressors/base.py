@@ -1,0 +1,74 @@
+"""What a regressor is: initial weights and a prediction, for one head."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..piece import Piece
+from ..registry import REGRESSORS
+
+
+@dataclass(frozen=True)
+class Init:
+    """How one tensor of a head begins: N(0, std^2) around `value`; learned tensors become parameters of the layer."""
+
+    shape: tuple[int, ...]
+    value: float = 0.0
+    std: float = 0.0
+    learned: bool = True
+
+    def __call__(self, n_heads: int, generator: torch.Generator | None = None) -> Tensor:
+        full = torch.full((n_heads, *self.shape), self.value)
+        return full + self.std * torch.randn(full.shape, generator=generator) if self.std else full
+
+
+def zeros(*shape: int, learned: bool = True) -> Init:
+    return Init(shape, learned=learned)
+
+
+def ones(*shape: int) -> Init:
+    return Init(shape, value=1.0)
+
+
+def normal(*shape: int, std: float | None = None) -> Init:
+    """N(0, std^2); std defaults to fan_in^-1/2, fan_in the first axis."""
+    return Init(shape, std=1 / math.sqrt(shape[0]) if std is None else std)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W (+ b): the one way a regressor touches its inner weights if it wants the dual form (x: [..., d_in])."""
+    apply = getattr(weight, "ttr_linear", None)  # a recorded weight of the dual form, see kernels/torch/dual.py
+    if apply is not None:
+        return apply(x, bias)
+    out = x @ weight
+    return out if bias is None else out + bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regressor(Piece):
+    """f(x; w). `init` names every tensor of a head; those in `outer` are not touched by the inner optimizer."""
+
+    registry: ClassVar = REGRESSORS
+    linear: ClassVar[bool] = False  # f(k) = k W with one matrix `W`: what the closed forms need
+    family: ClassVar[str] = "trained"  # trained by a first-order optimizer | least_squares | kernel
+    outer: ClassVar[tuple[str, ...]] = ()
+    key_axis: ClassVar[tuple[str, ...]] = ()  # tensors whose first axis is the key: what a vector gate decays
+
+    def init(self, dk: int, dv: int) -> dict[str, Init]:
+        raise NotImplementedError(f"regressor {self.kind!r} must define init(dk, dv)")
+
+    def predict(self, w: dict[str, Tensor], x: Tensor) -> Tensor:
+        """One head: x [..., dk] -> [..., dv]."""
+        raise NotImplementedError(f"regressor {self.kind!r} must define predict(w, x)")
+
+    def state_shapes(self, dk: int, dv: int) -> dict[str, tuple[int, ...]]:
+        """The tensors of a head's state that move while reading."""
+        return {name: init.shape for name, init in self.init(dk, dv).items() if name not in self.outer}
+
+    def check_sizes(self, dk: int, dv: int) -> None:
+        """Raise ValueError when these head sizes cannot be used."""

@@ -1,0 +1,57 @@
+"""Least squares over all pairs read so far: the statistics (G, H) are the state, the solver is the optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..registry import SpecError, regressor
+from ..signals import Signal, signal
+from .base import Init, Regressor
+
+
+@regressor("least_squares")
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(Regressor):
+    """G_t = a_t G_{t-1} + weight k v^T,  H_t = a_t H_{t-1} + weight k k^T,  o_t = G_t^T (H_t + Lambda)^{-1} q_t.
+
+    Lambda = softplus(l) + ridge_floor per key channel and head, learned from `ridge` (its first value).
+    ridge_decays: Lambda is forgotten with the statistics (recursive least squares) or stays (MesaNet). With a
+    vector gate a: [dk], G_t = diag(a) G and H_t = diag(a)^1/2 H diag(a)^1/2, so H stays positive and the scalar case
+    is unchanged. Sources: Mesa (2309.05858); MesaNet (2506.05233).
+    """
+
+    family: ClassVar[str] = "least_squares"
+
+    weight: Signal = signal("sigmoid")
+    ridge: float = 1.0
+    ridge_floor: float = 0.25
+    ridge_decays: bool = False
+
+    def __post_init__(self):
+        if self.ridge_floor < 0 or not self.ridge > self.ridge_floor:
+            raise SpecError(
+                f"regressor.ridge={self.ridge}, ridge_floor={self.ridge_floor}: expected 0 <= ridge_floor < ridge"
+            )
+
+    def init(self, dk, dv) -> dict[str, Init]:
+        softplus_inverse = torch.tensor(self.ridge - self.ridge_floor, dtype=torch.float64).expm1().log().item()
+        return {"ridge": Init((dk,), value=softplus_inverse)}
+
+    def state_shapes(self, dk, dv):
+        return {"G": (dk, dv), "H": (dk, dk)}
+
+    def check(self, spec):
+        if spec.optimizer.kind not in ("rls", "cg", "cholesky"):
+            raise SpecError(
+                f"regressor=least_squares is solved, not descended: optimizer must be one of ['cg', 'cholesky', 'rls'], "
+                f"got {spec.optimizer.kind!r}"
+            )
+        if spec.objective.kind != "l2" or spec.objective.reduce != "sum":
+            raise SpecError("regressor=least_squares has objective l2 (sum) by definition")
+        if spec.gate.order != "first":
+            raise SpecError("gate.order='coupled' speaks of a gradient; least_squares takes none")
+        if self.weight.per != "head":
+            raise SpecError(f"regressor.weight.per={self.weight.per!r}: one weight per pair and head")

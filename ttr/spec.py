@@ -1,0 +1,330 @@
+"""Spec: the declaration of a layer, and how one is read from a preset name, a YAML file or a mapping."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from . import gates, inner_optim, objectives, regressors, stages  # noqa: F401  (they fill the registries)
+from .gates import Gate, NoGate
+from .inner_optim import SGD, Delta, Optimizer, Solver
+from .objectives import L2, Dot, Objective
+from .registry import GATES, OBJECTIVES, OPTIMIZERS, REGRESSORS, STAGES, SpecError, unknown
+from .regressors import Linear, Regressor
+from .schema import dump, hints, parse_fields, parse_kind
+from .signals import Signal
+from .stages import Stage
+
+SLOTS = {"regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "gate": GATES}
+STREAMS = ("q", "k", "write_key", "v", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """When and how the query reads: after or before the token's own update; with a normaliser or without.
+
+    normalizer: `sum` divides by n + eps, `max1` by max(|n|, 1), n the prediction of one more value channel of ones.
+    scale: multiplies q; null is dk^-1/2 for a linear regressor with a first-order optimizer and for kernel, else 1.
+    """
+
+    shorthand: ClassVar[str] = "at"
+    at: Literal["after", "before"] = "after"
+    normalizer: Literal["none", "sum", "max1"] = "none"
+    scale: float | None = None
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Sizes and streams around the mathematics; `ttr.regress` never applies them.
+
+    expand_k, expand_v: total key and value width over d_model. head_dim: of keys. n_heads: memories (null:
+    expand_k d_model / head_dim, at least 1; given: head_dim follows from it). n_key_heads divides it.
+    q, k, v, write_key, output: ordered stages.
+    """
+
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+    head_dim: int = 64
+    n_heads: int | None = None
+    n_key_heads: int | None = None
+    q: tuple[Stage, ...] | None = None
+    k: tuple[Stage, ...] | None = None
+    write_key: tuple[Stage, ...] | None = None
+    v: tuple[Stage, ...] | None = None
+    output: tuple[Stage, ...] | None = None
+
+    def __post_init__(self):
+        for name in ("expand_k", "expand_v", "head_dim", "n_heads", "n_key_heads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SpecError(f"layer.{name}={value}: expected > 0")
+        for stream in STREAMS[:-1]:
+            for s in getattr(self, stream) or ():
+                if s.output_only:
+                    raise SpecError(f"layer.{stream}: stage {s.kind!r} belongs to `output` only")
+
+
+def default_streams(regressor: Regressor) -> dict[str, tuple[str, ...]]:
+    if regressor.kind == "kernel":
+        return {"q": ("rope",), "k": ("rope",), "v": (), "output": ()}
+    return {"q": ("conv", "silu", "l2"), "k": ("conv", "silu", "l2"), "v": ("conv", "silu"), "output": ("rms", "gate")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A test-time regression layer: regressor x objective x optimizer x gate x read, and the layer around them.
+
+    Equivalent declarations make equal Specs (the name does not count). Raises SpecError for combinations without a
+    meaning, with the reason.
+    """
+
+    name: str | None = field(default=None, compare=False)
+    regressor: Regressor = field(default_factory=Linear)
+    objective: Any = None  # Objective; None only for the kernel regressor
+    optimizer: Any = None  # Optimizer | Solver; None only for the kernel regressor
+    gate: Gate = field(default_factory=NoGate)
+    read: Read = field(default_factory=Read)
+    layer: Layer = field(default_factory=Layer)
+
+    def __post_init__(self):
+        self._set_objective()
+        if type(self.optimizer) is SGD and isinstance(self.objective, L2):
+            values = {f.name: getattr(self.optimizer, f.name) for f in fields(SGD)}
+            object.__setattr__(self, "optimizer", Delta(**values))
+        streams = {
+            stream: tuple(STAGES.get(kind)() for kind in kinds)
+            for stream, kinds in default_streams(self.regressor).items()
+            if getattr(self.layer, stream) is None
+        }
+        if streams:
+            object.__setattr__(self, "layer", replace(self.layer, **streams))
+        self._check()
+
+    def _set_objective(self) -> None:
+        if self.regressor.kind == "kernel" or self.objective is not None:
+            return
+        if self.optimizer is None:
+            raise SpecError(f"optimizer is missing; choose from {OPTIMIZERS.kinds()}")
+        if type(self.optimizer) is SGD and not self.regressor.linear:
+            raise SpecError(
+                f"optimizer=sgd on regressor={self.regressor.kind!r} must say what it descends: "
+                f"set objective to one of {OBJECTIVES.kinds()} (on a linear regressor it is dot)"
+            )
+        object.__setattr__(self, "objective", Dot() if type(self.optimizer) is SGD else L2())
+
+    def _check(self) -> None:
+        if self.regressor.kind != "kernel" and self.optimizer is None:
+            raise SpecError(f"optimizer is missing; choose from {OPTIMIZERS.kinds()}")
+        for piece in (self.regressor, self.objective, self.optimizer, self.gate):
+            if piece is not None:
+                piece.check(self)
+        if self.read.normalizer != "none" and not self.regressor.linear:
+            raise SpecError(f"read.normalizer={self.read.normalizer!r} is one more value channel: it needs regressor linear, got {self.regressor.kind!r}")
+        separate = isinstance(self.optimizer, Optimizer) and self.optimizer.write_key == "separate"
+        if self.layer.write_key is not None and not separate:
+            raise SpecError("layer.write_key is a stream of optimizer.write_key='separate', which is not declared")
+        names = [name for piece in self._pieces() for name in piece.signals()]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise SpecError(f"two pieces declare the signal {sorted(twice)}; rename it in one of them")
+
+    def _pieces(self) -> list[Any]:
+        return [p for p in (self.regressor, self.objective, self.optimizer, self.gate) if p is not None]
+
+    def signals(self) -> dict[str, Signal]:
+        """Every per-token quantity of the declaration, by the name `ttr.regress` takes it under."""
+        return {name: s for piece in self._pieces() for name, s in piece.signals().items()}
+
+    @property
+    def steps(self) -> int:
+        return self.optimizer.steps if isinstance(self.optimizer, Optimizer) else 1
+
+    @property
+    def mini_batch(self) -> int | str:
+        return self.optimizer.mini_batch if isinstance(self.optimizer, Optimizer) else 1
+
+    @property
+    def separate_write_key(self) -> bool:
+        return isinstance(self.optimizer, Optimizer) and self.optimizer.write_key == "separate"
+
+    def scale(self, dk: int) -> float:
+        """What q is multiplied by when the caller does not say."""
+        if self.read.scale is not None:
+            return self.read.scale
+        small = self.regressor.kind == "kernel" or (self.regressor.linear and not isinstance(self.optimizer, Solver))
+        return dk**-0.5 if small else 1.0
+
+    def init_params(
+        self, n_heads: int, dk: int, dv: int, *, dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None, generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Learned constants that are not per token (W_0, norm affine, ridge, ...), each [n_heads, ...]."""
+        self.regressor.check_sizes(dk, dv)
+        params = {
+            name: init(n_heads, generator) for name, init in self.regressor.init(dk, dv).items() if self._is_param(name, init)
+        }  # fmt: skip
+        params |= self.gate.init_params(n_heads, dk)
+        if isinstance(self.optimizer, Optimizer) and self.optimizer.position == "learned":
+            params["position"] = torch.zeros(n_heads, int(self.mini_batch))
+        return {name: p.to(device=device, dtype=dtype) for name, p in params.items()}
+
+    def param_shapes(self, n_heads: int, dk: int, dv: int) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of what `init_params` makes."""
+        shapes = {name: (n_heads, *init.shape) for name, init in self.regressor.init(dk, dv).items() if self._is_param(name, init)}
+        shapes |= {name: tuple(p.shape) for name, p in self.gate.init_params(n_heads, dk).items()}
+        if isinstance(self.optimizer, Optimizer) and self.optimizer.position == "learned":
+            shapes["position"] = (n_heads, int(self.mini_batch))
+        return shapes
+
+    def _is_param(self, name: str, init: Any) -> bool:
+        return init.learned or name in self.regressor.outer
+
+    def to_dict(self, full: bool = False) -> dict[str, Any]:
+        """Plain data that `ttr.spec` reads back to an equal Spec; `full` writes defaults too."""
+        out = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and (full or f.name != "gate" or value != NoGate()):
+                data = dump(value, full)
+                if data != {}:
+                    out[f.name] = data
+        return out
+
+    def to_yaml(self) -> str:
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that two Specs share exactly when they declare the same layer (the name does not count)."""
+        body = {k: v for k, v in self.to_dict(full=True).items() if k != "name"}
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def presets() -> list[str]:
+    """The names of the declarations that come with ttr; each is a YAML file in ttr/presets."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files(__package__).joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def spec(source: str | Path | Mapping | Spec, **overrides: Any) -> Spec:
+    """A Spec from a preset name, a YAML path, a mapping or a Spec, with overrides.
+
+    Overrides are top-level slots or dotted keys: `spec("kda", optimizer="momentum", **{"layer.n_heads": 4})`. As
+    under `base:`, a mapping without `kind` merges into the slot and anything else replaces it.
+    """
+    if isinstance(source, Spec) and not overrides:
+        return source
+    if isinstance(source, str) and not overrides and source in presets():
+        return _preset(source)
+    return _resolve(_merge(_mapping(source), _nest(overrides)))
+
+
+@lru_cache(maxsize=None)
+def _preset(name: str) -> Spec:
+    return _resolve(_mapping(name))
+
+
+def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *path, last = key.split(".")
+        inner = {last: value}
+        for part in reversed(path):
+            inner = {part: inner}
+        out = _merge(out, inner)
+    return out
+
+
+def _mapping(source: Any, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The raw mapping behind a source, its `base` merged in, `qk` spelled out."""
+    if isinstance(source, Spec):
+        return source.to_dict()
+    if isinstance(source, (str, Path)):
+        source = _read_yaml(source)
+    if not isinstance(source, Mapping):
+        raise SpecError(f"spec={source!r}: expected a preset name, a YAML path, a mapping or a Spec, got {type(source).__name__}")
+    body = {str(k): v for k, v in source.items()}
+    for key in body:
+        if key not in (*hints(Spec), "base"):
+            raise unknown("spec: key", key, [*hints(Spec), "base"])
+    if isinstance(body.get("layer"), Mapping) and "qk" in body["layer"]:
+        layer = dict(body["layer"])
+        both = layer.pop("qk")
+        clash = [s for s in ("q", "k") if s in layer]
+        if clash:
+            raise SpecError(f"layer.qk sets q and k, but layer.{clash[0]} is given too")
+        body["layer"] = {**layer, "q": both, "k": both}
+    base = body.pop("base", None)
+    if base is None:
+        return body
+    if str(base) in seen:
+        raise SpecError(f"base={base!r} leads back to itself through {list(seen)}")
+    merged = _merge(_mapping(base, (*seen, str(base))), body)
+    if "name" not in body:
+        merged.pop("name", None)
+    return merged
+
+
+def _read_yaml(source: str | Path) -> Any:
+    from omegaconf import OmegaConf
+
+    name = str(source)
+    if name in presets():
+        text = resources.files(__package__).joinpath("presets", f"{name}.yaml").read_text()
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise SpecError(f"spec={name!r}: there is no such file")
+        return OmegaConf.to_container(OmegaConf.load(name), resolve=True)
+    raise unknown("spec", name, presets())
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """`over` on top of `base`: mappings without `kind` merge key by key, anything else replaces."""
+    if not (isinstance(over, Mapping) and "kind" not in over):
+        return over
+    if isinstance(base, str):  # a bare word is shorthand for {kind: word} (a signal's is {map: word}; both merge alike)
+        base = {"map": base} if base in _signal_map_words() else {"kind": base}
+    if not isinstance(base, Mapping):
+        return dict(over)
+    return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in over.items()}}
+
+
+def _signal_map_words() -> list[str]:
+    from .registry import SIGNAL_MAPS
+
+    return SIGNAL_MAPS.kinds()
+
+
+def _resolve(body: Mapping[str, Any]) -> Spec:
+    values: dict[str, Any] = {}
+    for key, value in body.items():
+        if key in SLOTS:
+            if value is not None or key == "gate":
+                values[key] = parse_kind(SLOTS[key], value, key)
+        elif key in ("read", "layer"):
+            cls: type = Read if key == "read" else Layer
+            if isinstance(value, cls):
+                values[key] = value
+                continue
+            if key == "read" and isinstance(value, str):
+                value = {"at": value}
+            if not isinstance(value, Mapping):
+                raise SpecError(f"{key}={value!r}: expected a mapping with {sorted(hints(cls))}")
+            values[key] = parse_fields(cls, value, key)
+        elif key == "name":
+            values[key] = str(value) if value is not None else None
+        else:
+            raise unknown("spec: key", key, hints(Spec))
+    return Spec(**values)
