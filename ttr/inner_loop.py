@@ -55,7 +55,7 @@ def complete_state(spec: Spec, weights: Weights, dk: int) -> State:
             mini_batch["signals"] = {
                 name: zero[..., None, None].expand(*zero.shape, *_widths(s.per, dk, weights)) for name, s in optimizer.signals().items()
             }
-            mini_batch["log_decay"] = zero[..., None].expand(*zero.shape, dk if spec.gate.per_key else 1)
+            mini_batch["kept"] = torch.ones_like(zero)[..., None].expand(*zero.shape, dk if spec.gate.per_key else 1)
         else:
             mini_batch["start"] = {"weights": weights, "slots": slots}
     return State(weights=weights, slots=slots, mini_batch=mini_batch, spec_hash=spec.hash)
@@ -74,6 +74,9 @@ def definition(problem: Problem) -> tuple[Tensor, State]:
     parts = []
     for i in range(problem.q.shape[0]):
         one = problem.sequence(i)
+        if one.q.shape[2] == 0:  # an empty sequence keeps its state
+            parts.append((problem.v.new_zeros(1, *problem.v.shape[1:3], problem.v.shape[-1]), one.state))
+            continue
         o, state = _together(one, 0 if positions is None else int(positions[i]))
         parts.append((torch.nn.functional.pad(o, (0, 0, 0, problem.q.shape[2] - o.shape[2])), state))
     return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
@@ -122,24 +125,24 @@ class InnerLoop:
         spec, optimizer = self.spec, self.optimizer
         z = self._slots(memory)
         open_ = dict(memory["mini_batch"])
-        start = self._slots(open_["start"]) if "start" in open_ else None
+        start = self._slots(open_["start"]) if "start" in open_ else z
         outputs = []
         for t in range(tokens["q"].shape[0]):
             if position == 0:
                 start = z
                 if optimizer.accumulate:
-                    open_ = _zero(open_)
+                    open_ = reopened(open_)
             if spec.read.at == "before":
                 outputs.append(self._predict(self._read(z, self._signals(tokens, t, 0)), tokens["q"][t]))
-            log_decay = tokens["log_decay"][t] if "log_decay" in tokens else None
+            keep = torch.exp(tokens["log_decay"][t]) if "log_decay" in tokens else None
             for j in range(spec.steps):
                 s = self._signals(tokens, t, j)
-                decayed = self._gate(z, log_decay) if j == 0 else z
+                decayed = self._gate(z, keep) if j == 0 else z
                 source = start if spec.mini_batch != 1 else decayed if spec.gate.order == "first" else z
                 p = {name: optimizer.point(slots, s) for name, slots in source.items()}
                 g = self._gradient(p, tokens, t, j, s)
                 if optimizer.accumulate:
-                    open_ = self._gather(open_, g, s, log_decay if j == 0 else None)
+                    open_ = self._gather(open_, g, s, keep if j == 0 else None)
                 else:
                     z = {name: optimizer.update(decayed[name], g[name], s) for name in z}
                     if spec.separate_write_key:
@@ -178,10 +181,10 @@ class InnerLoop:
             values["step"] = self.optimizer.step_rule.effective(values["step"], tokens["k"][t, j][:, None], curvature)
         return Signals({name: self._shape(s) for name, s in values.items()})
 
-    def _gate(self, z: dict, log_decay: Tensor | None) -> dict:
-        if log_decay is None:
+    def _gate(self, z: dict, keep: Tensor | None) -> dict:
+        if keep is None:
             return z
-        regressor, keep = self.spec.regressor, torch.exp(log_decay)
+        regressor = self.spec.regressor
         decays = self.optimizer.decayed_slots()
 
         def factor(name: str) -> Tensor | None:
@@ -231,7 +234,7 @@ class InnerLoop:
             return 1.0 / position
         return torch.clamp(1.0 / position + self.params["position"][position - 1], min=0)
 
-    def _gather(self, open_: dict, g: Weights, s: Signals, log_decay: Tensor | None) -> dict:
+    def _gather(self, open_: dict, g: Weights, s: Signals, keep: Tensor | None) -> dict:
         """Add one event to the open mini-batch. An optimizer without a weight of its own is weighted by its step."""
         own = "weight" in self.optimizer.signals()
         weight = s.weight if own else s.step
@@ -239,7 +242,7 @@ class InnerLoop:
         return {
             "gradient": {name: open_["gradient"][name] + weight * g[name] for name in g},
             "signals": {name: open_["signals"][name] + getattr(s, name) for name in names},
-            "log_decay": open_["log_decay"] + (0 if log_decay is None else log_decay),
+            "kept": open_["kept"] if keep is None else open_["kept"] * keep,
         }
 
     def _step_once(self, z: dict, open_: dict) -> dict:
@@ -248,9 +251,14 @@ class InnerLoop:
         means = {name: self._shape(total / count) for name, total in open_["signals"].items()}
         if "weight" not in means:
             means["step"] = torch.ones_like(means["step"])
-        z = self._gate(z, open_["log_decay"])
+        z = self._gate(z, open_["kept"])
         return {name: self.optimizer.update(slots, open_["gradient"][name], Signals(means)) for name, slots in z.items()}
 
 
-def _zero(tree):
-    return {k: _zero(v) for k, v in tree.items()} if isinstance(tree, dict) else torch.zeros_like(tree)
+def reopened(open_: dict) -> dict:
+    """The accumulators of a mini-batch that has gathered nothing yet."""
+
+    def zero(tree):
+        return {k: zero(v) for k, v in tree.items()} if isinstance(tree, dict) else torch.zeros_like(tree)
+
+    return {**zero(open_), "kept": torch.ones_like(open_["kept"])}

@@ -85,61 +85,90 @@ def check_superposition(optimizer: Optimizer) -> None:
             raise SpecError(f"optimizer {optimizer.kind!r} says linear=True, but its {name} is not linear in (z, g); set linear=False")
 
 
+@dataclass(frozen=True)
+class Coefficients:
+    """What an optimizer and a gate do to the slots at every event; leading axes as the signals', d1 and d2 last.
+
+    A: [r, r, *lead, d1, d2], the gate included. b, c, read: [r, *lead, d1, d2] (read as of the token's one event).
+    """
+
+    A: Tensor
+    b: Tensor
+    c: Tensor
+    read: Tensor
+
+
+def coefficients(spec, values: dict[str, Tensor], keep: Tensor | None, lead: tuple[int, ...], look_first: bool) -> Coefficients:
+    """Probe the optimizer's three functions on unit vectors.
+
+    values: signal name -> [*lead, d1, d2], the last axis of lead being micro-steps; keep: the gate's factor, likewise.
+    look_first: the gradient is taken at the decayed slots.
+    """
+    optimizer = spec.optimizer
+    check_superposition(optimizer)
+    s = Signals(values)
+    some = next(iter(values.values()))
+    one, zero = some.new_ones(()), some.new_zeros(())
+    r = 1 + len(optimizer.slots)
+    nothing = (zero,) * r
+    units = [tuple(one if i == j else zero for i in range(r)) for j in range(r)]
+    decayed = optimizer.decayed_slots()
+
+    def gated(x: Tensor, slot: int) -> Tensor:
+        return x * keep if decayed[slot] and keep is not None else x
+
+    columns = [optimizer.update(z, zero, s) for z in units]  # columns[j][i]: what slot j leaves in slot i
+    A = _common([[gated(columns[j][i], j) for j in range(r)] for i in range(r)])
+    c = [optimizer.point(z, s) for z in units]
+    if look_first:
+        c = [gated(x, j) for j, x in enumerate(c)]
+    event = 0 if spec.read.at == "before" else lead[-1] - 1
+    at = Signals({name: x[..., event, :, :] for name, x in values.items()})
+    return Coefficients(
+        A=torch.stack([_stack(row, lead) for row in A]),
+        b=_stack(list(optimizer.update(nothing, one, s)), lead),
+        c=_stack(c, lead),
+        read=_stack([optimizer.read(z, at) for z in units], lead[:-1]),
+    )
+
+
 def lower(problem: Problem) -> LinearRecurrence:
     """Probe the optimizer of a linear declaration and compose gate, order, step rule and objective into one recurrence."""
     spec, optimizer = problem.spec, problem.spec.optimizer
-    check_superposition(optimizer)
-    n = spec.steps
     curvature, gain = slopes(spec.objective, problem.v.shape[-1])
-    values = dict(problem.signals)
-    if optimizer.step_rule.kind != "plain":
-        values["step"] = optimizer.step_rule.effective(values["step"], problem.k[..., None], curvature)
-    s = Signals(values)
-
-    N, H, T = problem.q.shape[:3]
-    one, zero = problem.q.new_ones(()), problem.q.new_zeros(())
-    names = ("weights", *optimizer.slots)
-    r = len(names)
-    units = [tuple(one if i == j else zero for i in range(r)) for j in range(r)]
-
-    keep = _keep(problem, n)
-    decay = [keep if d else None for d in optimizer.decayed_slots()]
-
-    def gated(x: Tensor, slot: int) -> Tensor:
-        return x if decay[slot] is None else x * decay[slot]
-
-    columns = [optimizer.update(z, zero, s) for z in units]  # columns[j][i]: what slot j leaves in slot i
-    A = [[gated(columns[j][i], j) for j in range(r)] for i in range(r)]
-    b = list(optimizer.update(tuple(zero for _ in names), one, s))
-    c = [optimizer.point(z, s) for z in units]
-    if spec.gate.order == "first":
-        c = [gated(x, j) for j, x in enumerate(c)]
-    at = Signals({k: x[..., 0 if spec.read.at == "before" else n - 1, :, :] for k, x in values.items()})
-    read = [optimizer.read(z, at) for z in units]
-
+    lead = (*problem.q.shape[:3], spec.steps)
+    values = effective_signals(problem)
+    probed = coefficients(spec, values, keep_factor(problem), lead, spec.gate.order == "first")
     known = None
     if spec.separate_write_key:
-        unit = s.replace(step=torch.ones_like(s.step))
-        b_known = [-gain * x for x in optimizer.update(tuple(zero for _ in names), one, unit)]
+        unit = Signals({**values, "step": torch.ones_like(values["step"])})
+        zero, one = problem.q.new_zeros(()), problem.q.new_ones(())
+        b_known = optimizer.update((zero,) * (1 + len(optimizer.slots)), one, unit)
         assert problem.write_key is not None
-        known = (_stack(b_known, (N, H, T, n)), problem.write_key, problem.v)
+        known = (_stack([-gain * x for x in b_known], lead), problem.write_key, problem.v)
     solve = curvature != 0
-    v = None if spec.separate_write_key else problem.v * (gain / curvature if solve else 1.0)
     out = LinearRecurrence(
-        A=torch.stack([_stack(row, (N, H, T, n)) for row in _common(A)]),
-        b=_stack([x * (curvature if solve else gain) for x in b], (N, H, T, n)),
-        c=_stack(c, (N, H, T, n)),
-        read=_stack(read, (N, H, T)),
-        x=problem.k, w=problem.k, v=v, known=known, solve=solve, read_before=spec.read.at == "before",
+        A=probed.A, b=probed.b * (curvature if solve else gain), c=probed.c, read=probed.read, x=problem.k, w=problem.k,
+        v=None if spec.separate_write_key else problem.v * (gain / curvature if solve else 1.0),
+        known=known, solve=solve, read_before=spec.read.at == "before",
     )  # fmt: skip
     return _only_events(_fold_value_step(out, spec), problem.valid)
 
 
-def _keep(problem: Problem, n: int) -> Tensor | None:
+def effective_signals(problem: Problem) -> dict[str, Tensor]:
+    """The signals with the step that the step rule makes of the declared one."""
+    rule, values = problem.spec.optimizer.step_rule, dict(problem.signals)
+    if rule.kind != "plain":
+        curvature, _ = slopes(problem.spec.objective, problem.v.shape[-1])
+        values["step"] = rule.effective(values["step"], problem.k[..., None], curvature)
+    return values
+
+
+def keep_factor(problem: Problem) -> Tensor | None:
     """exp(log_decay) before the first micro-step, 1 before the others: [N, H, T, n, d1, 1]."""
     if problem.log_decay is None:
         return None
-    keep = torch.exp(problem.log_decay)[:, :, :, None, :, None]
+    n, keep = problem.spec.steps, torch.exp(problem.log_decay)[:, :, :, None, :, None]
     return keep if n == 1 else torch.cat([keep, torch.ones_like(keep).expand(*keep.shape[:3], n - 1, *keep.shape[4:])], 3)
 
 
@@ -204,6 +233,12 @@ def targets(spec) -> dict[str, str]:
         if solver == "rls":
             read = {"recurrent": "recursive least squares carries the inverse from token to token"}
         return {**read, "definition": "the normal equations solved densely at every token"}
+    if not is_linear(spec) and not why_not_dual(spec):
+        kind = "one step per mini-batch on the summed gradient" if spec.optimizer.accumulate else "masked attention inside it, layer by layer"
+        return {
+            "dual": f"gradients of a mini-batch ({spec.mini_batch}) at its first weights: {kind}",
+            "definition": "token by token through torch.func.grad",
+        }
     if not is_linear(spec):
         return {"definition": f"token by token through torch.func.grad: {why_nonlinear(spec)}"}
     per_value = per_value_signals(spec)
@@ -227,7 +262,22 @@ def why_nonlinear(spec) -> str:
         return f"optimizer {spec.optimizer.kind!r} is not linear in (weights, gradient)"
     if not spec.objective.quadratic:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
-    return f"mini_batch={spec.mini_batch!r} takes gradients at frozen weights"
+    return f"mini_batch={spec.mini_batch!r} takes gradients at frozen weights, and {why_not_dual(spec)}"
+
+
+def why_not_dual(spec) -> str | None:
+    """The reason for which frozen gradients have no dual form, or None when they have one."""
+    if spec.mini_batch == 1:
+        return "the dual form needs mini_batch > 1"
+    if not spec.regressor.dual:
+        return f"regressor {spec.regressor.kind!r} is not built from ttr.linear (dual=True)"
+    if not (spec.optimizer.linear or spec.optimizer.accumulate):
+        return f"optimizer {spec.optimizer.kind!r} is not linear and steps at every token; accumulate=true would make one step per mini-batch"
+    if spec.gate.per_key or any(s.per in ("key", "value") for s in spec.signals().values()):
+        return "the dual form takes gates and signals per head only"
+    if spec.separate_write_key:
+        return "the dual form needs write_key=same"
+    return None
 
 
 SHORT = 8  # tokens below which one event at a time beats setting up a chunk

@@ -10,6 +10,7 @@ from ..spec import Spec
 from ..state import State
 from .torch import attention, least_squares
 from .torch.chunk import chunk
+from .torch.dual import dual
 from .torch.recurrent import recurrent
 
 # (family, path) -> (function, its options)
@@ -17,6 +18,7 @@ PATHS = {
     ("trained", "definition"): (definition, ()),
     ("trained", "recurrent"): (recurrent, ()),
     ("trained", "chunk"): (chunk, ("chunk_size",)),
+    ("trained", "dual"): (dual, ()),
     ("least_squares", "definition"): (least_squares.definition, ()),
     ("least_squares", "recurrent"): (least_squares.recurrent, ()),
     ("least_squares", "chunk"): (least_squares.chunk, ("chunk_size",)),

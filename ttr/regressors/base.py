@@ -56,6 +56,7 @@ class Regressor(Piece):
     registry: ClassVar = REGRESSORS
     linear: ClassVar[bool] = False  # f(k) = k W with one matrix `W`: what the closed forms need
     family: ClassVar[str] = "trained"  # trained by a first-order optimizer | least_squares | kernel
+    dual: ClassVar[bool] = False  # inner weights enter through `linear` alone, so mini-batches have a dual form
     outer: ClassVar[tuple[str, ...]] = ()
     key_axis: ClassVar[tuple[str, ...]] = ()  # tensors whose first axis is the key: what a vector gate decays
 

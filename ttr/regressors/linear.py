@@ -16,6 +16,7 @@ class Linear(Regressor):
     """f(x) = x W, W: [dk, dv]; W_0 is zero or learned."""
 
     linear: ClassVar[bool] = True
+    dual: ClassVar[bool] = True
     key_axis: ClassVar[tuple[str, ...]] = ("W",)
     initial: Literal["zero", "learned"] = "zero"
 

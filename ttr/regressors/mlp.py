@@ -31,6 +31,7 @@ class MLP(Regressor):
     """
 
     outer: ClassVar[tuple[str, ...]] = ("norm_weight", "norm_bias")
+    dual: ClassVar[bool] = True
     key_axis: ClassVar[tuple[str, ...]] = ("W1", "W3")
 
     depth: int = 2

@@ -23,8 +23,11 @@ from ..problem import Problem
 from .recurrent import stack_slots, unstack_slots
 
 
-def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
-    """All tokens at once; chunk_size: tokens a tile holds, a power of two. It changes speed and memory, not the result."""
+def chunk(problem: Problem, chunk_size: int = 32) -> tuple[Tensor, State]:
+    """All tokens at once; chunk_size: tokens a tile holds, a power of two. It changes speed and memory, not the result.
+
+    32 is as fast as 64 on a CPU and rounds better: the triangular system of an ungated delta rule worsens with C.
+    """
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size={chunk_size}: expected a power of two (1, 2, 4, ..., 64, ...)")
     T = problem.q.shape[2]

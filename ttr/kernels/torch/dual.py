@@ -1,0 +1,209 @@
+"""The dual form: all tokens of a mini-batch at once, without a copy of the weights per token.
+
+Gradients of a mini-batch are taken at its first weights, so event e writes the outer product x_e d_e^T into every
+linear layer (x its input, d the loss's gradient at its output), and the layer as token t reads it is
+
+    y_t = sum_k Q0_tk h_t Z_k + sum_e R_te (h_t . x_e) d_e          Z_k: the slots when the mini-batch began
+
+masked attention with the read mask R of the probed optimizer in place of the causal mask. Mini-batches follow one
+another. Source: the dual form of TTT (2407.04620, section 2.5), here for any linear optimizer and any depth.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ...inner_loop import InnerLoop, concatenate, reopened
+from ...inner_optim import Signals
+from ...lowering import Coefficients, coefficients, effective_signals, keep_factor
+from ...state import State
+from ..problem import Problem
+from .chunk import double, tokens_as_blocks
+
+Weights = dict[str, Tensor]
+
+
+def dual(problem: Problem) -> tuple[Tensor, State]:
+    """(o [N, H, T, dv], state). Sequences that differ in length or in the position of their mini-batch run one by one."""
+    positions = problem.state.mini_batch["position"].tolist()
+    if problem.lengths is None and len(set(positions)) == 1:
+        return _together(problem, positions[0])
+    parts = []
+    for i, position in enumerate(positions):
+        one = problem.sequence(i)
+        o, state = _together(one, position) if one.q.shape[2] else (one.v[:, :, :, 0], one.state)
+        parts.append((torch.nn.functional.pad(o, (0, 0, 0, problem.q.shape[2] - o.shape[2])), state))
+    return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
+
+
+def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
+    spec, T = problem.spec, problem.q.shape[2]
+    values = effective_signals(problem)
+    memory = {"weights": problem.state.weights, "slots": problem.state.slots}
+    memory["mini_batch"] = {name: x for name, x in problem.state.mini_batch.items() if name != "position"}
+    probed = None
+    if not spec.optimizer.accumulate:
+        probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
+    size = spec.mini_batch if isinstance(spec.mini_batch, int) else position + T
+    outputs, t = [], 0
+    while t < T:
+        end = min(T, t + size - position)
+        part = {"q": problem.q[:, :, t:end], "k": problem.k[:, :, t:end].flatten(2, 3), "v": problem.v[:, :, t:end].flatten(2, 3)}
+        part["signals"] = {name: s[:, :, t:end].flatten(2)[..., None] for name, s in values.items()}
+        if problem.log_decay is not None:
+            part["log_decay"] = problem.log_decay[:, :, t:end]
+        if probed is not None:
+            part |= _rows(probed, t, end, spec.read.at == "before")
+        mini_batch = MiniBatch(problem.spec, position, closes=position + end - t == spec.mini_batch)
+        o, memory = vmap(vmap(mini_batch.run), in_dims=(0, 0, None))(part, memory, problem.params)
+        outputs.append(o)
+        position = 0 if mini_batch.closes else position + end - t
+        t = end
+    memory["mini_batch"]["position"] = torch.full_like(problem.state.mini_batch["position"], position)
+    return torch.cat(outputs, 2), State(**memory, spec_hash=spec.hash)
+
+
+def _rows(probed: Coefficients, t: int, end: int, read_before: bool) -> dict[str, Tensor]:
+    """The mini-batch's masks and rows from the doubling of chunk.py, on coefficients alone: each [N, H, ...]."""
+    A, b, c = (x[..., t:end, :, :, 0] for x in (probed.A, probed.b, probed.c))
+    read = probed.read[..., t:end, :, 0]
+    r, N, H, m, n = b.shape[:5]
+    pad = (1 << (m - 1).bit_length()) - m  # doubling wants a power of two: the rest are no events
+    if pad:
+        eye = torch.eye(r, dtype=A.dtype, device=A.device).view(r, r, 1, 1, 1, 1, 1).expand(r, r, N, H, pad, n, 1)
+        A = torch.cat([A, eye], 4)
+        b, read = (torch.cat([x, x.new_zeros(*x.shape[:3], pad, *x.shape[4:])], 3) for x in (b, read))
+    blocks = tokens_as_blocks(A.flatten(2, 3), None, b.flatten(1, 2)[None], read.flatten(1, 2), read_before)
+    while blocks.read.shape[2] > 1:
+        blocks = double(blocks)
+    heads = (N, H)
+    return {
+        "R": blocks.R[0, :, 0].unflatten(0, heads)[:, :, :m, : m * n],
+        "Q0": blocks.read[:, :, 0, :m, 0].unflatten(1, heads).movedim(0, 2),
+        "F": blocks.column[0, :, :, 0, : m * n, 0].unflatten(1, heads).movedim(0, 2),
+        "phi": blocks.phi[:, :, :, 0, 0].unflatten(2, heads).movedim((0, 1), (2, 3)),
+        "c": c.reshape(r, N, H, m * n).movedim(0, 2),
+    }
+
+
+class Looked:
+    """A weight as the gradient sees it: sum_k c_ek z_k at event e. It records what enters the layer."""
+
+    def __init__(self, name: str, slots: tuple[Tensor, ...], rows: Tensor, taps: Weights, inputs: dict[str, tuple[Tensor, str | None]]):
+        self.name, self.slots, self.rows, self.taps, self.inputs = name, slots, rows, taps, inputs
+
+    def ttr_linear(self, x: Tensor, bias: Looked | None) -> Tensor:
+        self.inputs[self.name] = (x, None if bias is None else bias.name)
+        y = sum(c[:, None] * (x @ z) for c, z in zip(self.rows, self.slots, strict=True))
+        if bias is not None:
+            y = y + self.rows.T @ torch.stack(bias.slots)
+        return y + self.taps[self.name]  # a zero whose gradient is the loss's gradient at the layer's output
+
+
+class Moved:
+    """A weight as token t reads it: the slots of the start and every event's outer product, under the mask R."""
+
+    def __init__(self, slots: tuple[Tensor, ...], rows: Tensor, mask: Tensor, written: tuple[Tensor, Tensor] | None):
+        self.slots, self.rows, self.mask, self.written = slots, rows, mask, written
+
+    def ttr_linear(self, h: Tensor, bias: Moved | None) -> Tensor:
+        y = sum(row[:, None] * (h @ z) for row, z in zip(self.rows, self.slots, strict=True))
+        if bias is not None:
+            y = y + self.rows.T @ torch.stack(bias.slots)
+        if self.written is not None:
+            x, d = self.written
+            scores = h @ x.mT
+            y = y + (self.mask * (scores if bias is None else scores + 1)) @ d  # a bias is a weight whose input is 1
+        return y
+
+
+class MiniBatch:
+    """One mini-batch (or the part of it that is at hand) of one head."""
+
+    def __init__(self, spec, position: int, closes: bool):
+        self.spec, self.position, self.closes = spec, position, closes
+
+    def run(self, part: dict, memory: dict, params: Weights) -> tuple[Tensor, dict]:
+        loop = InnerLoop(self.spec, params)
+        z = loop._slots(memory)
+        open_ = memory["mini_batch"]
+        if self.spec.optimizer.accumulate:
+            return self._accumulate(loop, part, z, open_)
+        start = z if self.position == 0 else loop._slots(open_["start"])
+        inputs, gradients = self._gradients(loop, part, start, part["c"])
+        written = {name: (x, gradients[name]) for name, (x, _) in inputs.items()}
+        mask, rows, slots = part["R"], part["Q0"], z
+        if self.spec.optimizer.position != "none":  # W_start + c_i (W_i - W_start): the start is one more slot
+            i = torch.arange(self.position, self.position + part["q"].shape[0])
+            factor = torch.stack([torch.as_tensor(loop._factor(int(p) + 1), dtype=mask.dtype) for p in i])
+            mask, rows = factor[:, None] * mask, torch.cat([factor * rows, (1 - factor)[None]])
+            slots = {name: (*zs, start[name][0]) for name, zs in z.items()}
+        weights = {name: Moved(slots[name], rows, mask, written.get(name)) for name in z}
+        o = self.spec.regressor.predict({**weights, **loop.outer}, part["q"])
+        end = self._advance(part, z, inputs, gradients)
+        if self.closes and self.spec.optimizer.position != "none":
+            end = {name: (start[name][0] + factor[-1] * (w - start[name][0]),) for name, (w,) in end.items()}
+        return o, {**loop._memory(end), "mini_batch": {"start": loop._memory(start)}}
+
+    def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Tensor):
+        """Inputs of every linear layer at the start weights and the loss's gradients at its outputs, event by event."""
+        events = part["k"].shape[0]
+        shapes = {name: zs[0].shape[-1] for name, zs in start.items() if zs[0].ndim == 2}
+        taps = {name: part["k"].new_zeros(events, width) for name, width in shapes.items()}
+
+        def loss(taps):
+            inputs: dict[str, tuple[Tensor, str | None]] = {}
+            weights = {name: Looked(name, zs, rows, taps, inputs) for name, zs in start.items()}
+            f = self.spec.regressor.predict({**weights, **loop.outer}, part["k"])
+            each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(f, part["v"], {n: s[:, 0] for n, s in part["signals"].items()})
+            self.biases = {name: bias for name, (_, bias) in inputs.items()}
+            return each.sum(), {name: x for name, (x, _) in inputs.items()}
+
+        gradients, inputs = grad(loss, has_aux=True)(taps)
+        return {name: (x, self.biases[name]) for name, x in inputs.items()}, gradients
+
+    def _advance(self, part: dict, z: dict, inputs: dict, gradients: Weights) -> dict:
+        """The slots after the part: z_k <- sum_l phi_kl z_l + sum_e F_ek g_e."""
+        phi, F = part["phi"], part["F"]
+        r = phi.shape[0]
+        end = {name: [sum(phi[i, j] * zs[j] for j in range(r)) for i in range(r)] for name, zs in z.items()}
+        for name, (x, bias) in inputs.items():
+            for i in range(r):
+                weighted = F[i][:, None] * gradients[name]
+                end[name][i] = end[name][i] + x.mT @ weighted
+                if bias is not None:
+                    end[bias][i] = end[bias][i] + weighted.sum(0)
+        return {name: tuple(zs) for name, zs in end.items()}
+
+    def _accumulate(self, loop: InnerLoop, part: dict, z: dict, open_: dict) -> tuple[Tensor, dict]:
+        """Queries read the weights from before the mini-batch; its gradients are summed and stepped on once, at its end."""
+        optimizer, n = self.spec.optimizer, self.spec.steps
+        if self.position == 0:
+            open_ = reopened(open_)
+        signals = Signals({name: s[:, 0] for name, s in part["signals"].items()})
+        per_token = Signals({name: s.unflatten(0, (-1, n))[:, 0, 0] for name, s in part["signals"].items()})
+        units = torch.eye(1 + len(optimizer.slots), dtype=part["q"].dtype, device=part["q"].device)
+        one = part["q"].new_ones(part["q"].shape[0])
+        event = part["k"].new_ones(part["k"].shape[0])
+        read = torch.stack([optimizer.read(tuple(u), per_token) * one for u in units.T])
+        look = torch.stack([optimizer.point(tuple(u), signals) * event for u in units.T])
+        o = self.spec.regressor.predict({**{name: Moved(zs, read, one, None) for name, zs in z.items()}, **loop.outer}, part["q"])
+        inputs, gradients = self._gradients(loop, part, z, look)
+        weight = signals.weight if "weight" in optimizer.signals() else signals.step
+        total = dict(open_["gradient"])
+        for name, (x, bias) in inputs.items():
+            weighted = weight[:, None] * gradients[name]
+            total[name] = total[name] + x.mT @ weighted
+            if bias is not None:
+                total[bias] = total[bias] + weighted.sum(0)
+        open_ = {
+            "gradient": total,
+            "signals": {name: open_["signals"][name] + getattr(signals, name).sum() for name in optimizer.signals()},
+            "kept": open_["kept"] * torch.exp(part["log_decay"].sum(0)) if "log_decay" in part else open_["kept"],
+        }
+        if self.closes:
+            z = loop._step_once(z, open_)
+        return o, {**loop._memory(z), "mini_batch": open_}
+
