@@ -1,9 +1,22 @@
 """ttr: test-time regression. Declare a layer that learns while it reads; run it the fastest exact way."""
 
+from .gates import Gate
+from .inner_optim import Optimizer, Solver, StepRule
 from .kernels.api import regress
+from .layers import LM, Block, LMState, Mixer, MixerState
+from .layers.diagnose import diagnose
 from .lowering import select_path
-from .registry import SpecError
+from .objectives import Objective
+from .registry import SpecError, gate, objective, optimizer, regressor, signal_map, stage, step_rule
+from .regressors import Regressor, linear, normal, ones, zeros
+from .signals import Signal, SignalMap, signal
 from .spec import Spec, presets, spec
+from .stages import Stage
 from .state import State
 
-__all__ = ["Spec", "SpecError", "State", "presets", "regress", "select_path", "spec"]
+__all__ = [
+    "LM", "Block", "Gate", "LMState", "Mixer", "MixerState", "Objective", "Optimizer", "Regressor", "Signal",
+    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "diagnose", "gate", "linear",
+    "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor", "select_path", "signal",
+    "signal_map", "spec", "stage", "step_rule", "zeros",
+]  # fmt: skip

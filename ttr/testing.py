@@ -87,7 +87,8 @@ def random_inputs(
             tensors[name] = choices[torch.randint(len(choices), (B, T, Hv, *width), generator=generator)]
         else:
             scale = 2.0 if name == "step" and spec.regressor.linear and not spec.optimizer.slots else 0.9
-            tensors[name] = scale * uniform(B, T, *events, Hv, *width)
+            micro = () if name in spec.gate.signals() else events
+            tensors[name] = scale * uniform(B, T, *micro, Hv, *width)
     params = spec.init_params(Hv, dk, dv, dtype=torch.float64, generator=generator)
     params = {name: p + 0.1 * normal(*p.shape) for name, p in params.items()}
     bare = spec.regressor.linear and spec.read.normalizer == "none" and state

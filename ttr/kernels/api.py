@@ -166,7 +166,7 @@ def _check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: 
 def _signals(given: dict[str, Any], spec: Spec, sizes: tuple[int, ...], like: Tensor, params: dict[str, Tensor]):
     """Checked signal values in the caller's layout, and the gate's log decay [B, T, Hv, d1] or None."""
     B, T, _, Hv, dk, dv = sizes
-    declared = spec.signals()
+    declared, gate_signals = spec.signals(), spec.gate.signals()
     fixed = spec.gate.kind != "none" and "log_decay" not in declared  # a gate that computes its decay may be overridden
     values: dict[str, Tensor] = {}
     for name in given:
@@ -184,7 +184,7 @@ def _signals(given: dict[str, Any], spec: Spec, sizes: tuple[int, ...], like: Te
         elif name == "log_decay" and value.shape == (Hv,):
             value = value.view(1, 1, Hv, *([1] * len(width))).expand(B, T, Hv, *width)
         plain, micro = (B, T, Hv, *width), (B, T, spec.steps, Hv, *width)
-        if value.shape != plain and not (spec.steps > 1 and name != "log_decay" and value.shape == micro):
+        if value.shape != plain and not (spec.steps > 1 and name not in gate_signals and value.shape == micro):
             raise ValueError(f"{name}: got shape {list(value.shape)}, expected {_expected(name, s.per, spec, sizes)}")
         values[name] = value
     if fixed and "log_decay" in given:
@@ -192,7 +192,6 @@ def _signals(given: dict[str, Any], spec: Spec, sizes: tuple[int, ...], like: Te
         decay = decay if isinstance(decay, Tensor) else torch.tensor(float(decay), dtype=like.dtype, device=like.device)
     else:
         decay = spec.gate.log_decay(values, n_heads=Hv, params=params)
-    gate_signals = spec.gate.signals()
     values = {name: x for name, x in values.items() if name not in gate_signals}
     if decay is None:
         return values, None
@@ -214,7 +213,8 @@ def _expected(name: str, per: str, spec: Spec, sizes: tuple[int, ...]) -> str:
     text = f"[{B}, {T}, {Hv}{tail}] (per {per})"
     if name == "log_decay":
         return f"[{Hv}] or {text}, natural log"
-    return text + (f" or [{B}, {T}, {spec.steps}, {Hv}{tail}]" if spec.steps > 1 else "")
+    micro = spec.steps > 1 and name not in spec.gate.signals()
+    return text + (f" or [{B}, {T}, {spec.steps}, {Hv}{tail}]" if micro else "")
 
 
 def _check_decay(decay: Tensor) -> None:

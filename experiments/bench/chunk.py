@@ -1,0 +1,86 @@
+"""The chunk path against the per-token loop on the CPU: forward and backward of the delta rule under every gate.
+
+    python -m experiments.bench.chunk [--output experiments/bench/results/chunk_cpu.json]
+
+T = 2048, H = 4, D = 64, float32, one sequence. Prints the ratio; the issue's bar is 10.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import ttr
+
+T, H, D = 2048, 4, 64
+
+
+def inputs(gate: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    q, k, v = normal(1, T, H, D), torch.nn.functional.normalize(normal(1, T, H, D), dim=-1), normal(1, T, H, D)
+    signals = {"step": torch.sigmoid(normal(1, T, H))}
+    if gate != "none":
+        signals["log_decay"] = -torch.nn.functional.softplus(normal(1, T, H, D) if gate == "vector" else normal(1, T, H))
+    for x in (q, k, v, *signals.values()):
+        x.requires_grad_()
+    return [q, k, v], signals
+
+
+def seconds(spec: ttr.Spec, path: str, repeats: int) -> tuple[float, float]:
+    """Median seconds of (forward, forward + backward) after one warm-up."""
+    qkv, signals = inputs(spec.gate.kind)
+    forward, both = [], []
+    for i in range(repeats + 1):
+        start = time.perf_counter()
+        o, _ = ttr.regress(*qkv, spec, path=path, **signals)
+        middle = time.perf_counter()
+        o.square().sum().backward()
+        if i:
+            forward.append(middle - start)
+            both.append(time.perf_counter() - start)
+    return statistics.median(forward), statistics.median(both)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    rows = []
+    for gate in track(("none", "scalar", "vector"), description="gates", console=Console(stderr=True)):
+        spec = ttr.spec({"optimizer": "delta", "gate": gate})
+        chunk_forward, chunk_both = seconds(spec, "chunk", args.repeats)
+        loop_forward, loop_both = seconds(spec, "recurrent", max(1, args.repeats // 3))
+        rows.append({
+            "gate": gate, "chunk_forward_ms": 1e3 * chunk_forward, "chunk_both_ms": 1e3 * chunk_both,
+            "recurrent_forward_ms": 1e3 * loop_forward, "recurrent_both_ms": 1e3 * loop_both, "ratio_both": loop_both / chunk_both,
+        })  # fmt: skip
+    table = Table("gate", "chunk fwd ms", "chunk fwd+bwd ms", "recurrent fwd+bwd ms", "times faster", title=f"delta rule, T={T} H={H} D={D} float32, CPU")
+    for r in rows:
+        table.add_row(r["gate"], *(f"{r[k]:.0f}" for k in ("chunk_forward_ms", "chunk_both_ms", "recurrent_both_ms")), f"{r['ratio_both']:.0f}")
+    Console().print(table)
+    if args.output:
+        report = {
+            "command": f"python -m experiments.bench.chunk --output {args.output}", "date": datetime.date.today().isoformat(),
+            "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "machine": platform.machine(),
+            "python": platform.python_version(), "T": T, "H": H, "D": D, "dtype": "float32", "rows": rows,
+        }  # fmt: skip
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The conformance table, rows with nonlinear memories, nonlinear optimizers and frozen-gradient mini-batches."""
+
+import pytest
+import torch
+
+import ttr
+from ttr import testing
+
+BARE = {"q": [], "k": [], "v": [], "output": []}
+MEMORIES = {
+    "linear": {"kind": "linear"},
+    "linear_learned": {"kind": "linear", "initial": "learned"},
+    "ttt_linear": {"kind": "mlp", "depth": 1, "bias": True},
+    "mlp": {"kind": "mlp", "depth": 2, "expansion": 2, "bias": True, "activation": "gelu_tanh"},
+    "deep": {"kind": "mlp", "depth": 3, "expansion": 1.5, "norm": "none", "residual": False, "activation": "tanh"},
+    "swiglu": {"kind": "mlp", "glu": True, "activation": "silu", "norm": "none", "residual": False, "bias": True},
+}
+RULES = {
+    "sgd_dot": {"optimizer": {"kind": "sgd", "step": "sigmoid"}, "objective": "dot"},
+    "delta": {"optimizer": "delta", "objective": "l2"},
+    "delta_mean": {"optimizer": "delta", "objective": {"kind": "l2", "reduce": "mean"}},
+    "huber": {"optimizer": {"kind": "sgd", "step": "sigmoid"}, "objective": {"kind": "huber", "threshold": 0.5}},
+    "lp": {"optimizer": {"kind": "sgd", "step": "sigmoid"}, "objective": {"kind": "lp", "p": 3}},
+    "momentum": {"optimizer": "momentum", "objective": "l2"},
+    "nesterov": {"optimizer": {"kind": "momentum", "nesterov": True}, "objective": "l2"},
+    "averaged": {"optimizer": "averaged", "objective": "l2"},
+    "adam": {"optimizer": {"kind": "adam", "step": 0.1, "eps": 1e-3}, "objective": "l2"},
+    "muon": {"optimizer": {"kind": "muon", "step": 0.3, "weight": "sigmoid", "eps": 1e-2}, "objective": "l2"},
+}
+GATES = ("none", "scalar", "vector")
+
+
+def declare(memory, rule, gate, order="first", read="after", **schedule):
+    body = {**RULES[rule], "regressor": MEMORIES[memory], "gate": {"kind": gate, "order": order} if gate != "none" else gate}
+    optimizer = body["optimizer"]
+    body["optimizer"] = {**({"kind": optimizer} if isinstance(optimizer, str) else optimizer), **schedule}
+    return ttr.spec({**body, "read": read, "layer": BARE})
+
+
+def split_matches(spec, path, T=11, bound=1e-9, against="definition", **inputs):
+    case = testing.random_inputs(spec, T=T, B=2, dk=3, dv=3, **inputs)
+    expected = testing.evaluate(case, against)
+    testing.assert_close(testing.evaluate(case, path), expected, bound, f"{spec.to_dict()} {path}")
+    testing.assert_close(testing.evaluate(case, path, splits=(3, 6, 7)), expected, bound, f"{spec.to_dict()} {path} split")
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("rule", [r for r in RULES if r not in ("adam", "muon")])
+def test_dual(memory, rule):
+    """Every memory x linear rule x gate x order x read x mini-batch: the dual form is the definition, split anywhere."""
+    for gate, order, read, mini_batch in (
+        ("none", "first", "after", 4),
+        ("scalar", "first", "before", 3),
+        ("scalar", "coupled", "after", "sequence"),
+    ):
+        spec = declare(memory, rule, gate, order, read, mini_batch=mini_batch)
+        assert ttr.select_path(spec)[0] == "dual"
+        split_matches(spec, "dual")
+
+
+@pytest.mark.parametrize("memory", ["linear", "mlp", "swiglu"])
+@pytest.mark.parametrize("rule", ["sgd_dot", "delta", "momentum", "nesterov", "adam", "muon"])
+def test_accumulate(memory, rule):
+    """One step per mini-batch on the weighted sum, linear optimizers and others, with and without a gate and micro-steps."""
+    for gate, steps in (("none", 1), ("scalar", 2)):
+        split_matches(declare(memory, rule, gate, read="before", mini_batch=4, accumulate=True, steps=steps), "dual")
+
+
+@pytest.mark.parametrize("position", ["mean", "learned"])
+@pytest.mark.parametrize("memory", ["linear", "ttt_linear", "mlp"])
+def test_position(memory, position):
+    split_matches(declare(memory, "delta_mean", "none", mini_batch=4, position=position), "dual")
+
+
+@pytest.mark.parametrize("memory", ["linear", "ttt_linear", "mlp"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mini_batch", [1, 4, "sequence"])
+def test_definition_hands_its_state_on(memory, rule, mini_batch):
+    """Every schedule, also where the definition is the only path: split = whole, with every gradient."""
+    for gate in GATES:
+        split_matches(declare(memory, rule, gate, mini_batch=mini_batch, step_rule="plain"), "definition", T=8)
+
+
+@pytest.mark.parametrize("path", ["dual", "definition"])
+def test_packed_mini_batches(path):
+    """Mini-batches restart at every sequence, and sequences may stop inside one."""
+    spec = declare("mlp", "momentum", "scalar", mini_batch=4)
+    case = testing.random_inputs(spec, T=9, B=3, dk=3, dv=3)
+    o, state = testing.call(testing.pack(case, [9, 2, 5]), path)
+    start = 0
+    for i, length in enumerate([9, 2, 5]):
+        alone = testing.Inputs(spec, {n: t[i : i + 1, :length] for n, t in case.tensors.items()}, case.params)
+        o_alone, state_alone = testing.call(alone, "definition")
+        torch.testing.assert_close(o[:, start : start + length], o_alone, rtol=1e-9, atol=1e-11)
+        for name, w in state_alone.weights.items():
+            torch.testing.assert_close(state.weights[name][i : i + 1], w, rtol=1e-9, atol=1e-11)
+        assert state.mini_batch["position"][i] == length % 4
+        start += length
+
+
+def test_dual_is_causal():
+    spec = declare("mlp", "nesterov", "scalar", mini_batch=4)
+    case = testing.random_inputs(spec, T=11, B=1, dk=3, dv=3)
+    o, _ = testing.call(case, "dual")
+    for t in case.tensors.values():
+        t[:, 6:] = t[:, 6:] * 0.5
+    o2, _ = testing.call(case, "dual")
+    torch.testing.assert_close(o[:, :6], o2[:, :6], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(o[:, 6:], o2[:, 6:])
+
+
+def test_meta_gradients_of_the_dual_form():
+    """Second-order terms (the inner gradient depends on W_0) are right: gradcheck through a two-layer memory."""
+    spec = declare("mlp", "momentum", "scalar", mini_batch=2)
+    case = testing.random_inputs(spec, T=3, B=1, H=1, Hv=1, dk=2, dv=2, extreme=False)
+    names = [*case.tensors, *case.params]
+    leaves = [{**case.tensors, **case.params}[n].clone().requires_grad_() for n in names]
+
+    def f(*leaves):
+        given = dict(zip(names, leaves, strict=True))
+        given["log_decay"] = given["log_decay"] - 0.1
+        params = {n: given.pop(n) for n in case.params}
+        q, k, v = (given.pop(n) for n in ("q", "k", "v"))
+        return ttr.regress(q, k, v, spec, params=params, path="dual", **given)[0]
+
+    assert torch.autograd.gradcheck(f, leaves)
+
+
+def test_no_copy_of_the_weights_per_token():
+    """The largest tensor of a mini-batch pass is far smaller than one weight matrix per token."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(x, torch.Tensor):
+                    self.size = max(self.size, x.numel())
+            return out
+
+    d, T = 32, 128
+    spec = ttr.spec({"regressor": {"kind": "mlp"}, "optimizer": {"kind": "momentum", "mini_batch": 64}, "layer": BARE})
+    case = testing.random_inputs(spec, T=T, B=1, Hv=1, dk=d, dv=d)
+    with Largest() as largest:
+        testing.call(case, "dual")
+    assert largest.size < T * 4 * d * d / 16

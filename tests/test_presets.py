@@ -1,0 +1,324 @@
+"""Every preset is its published recurrence: `ttr.regress` against the transcriptions, in float64, on every path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transcriptions as tr
+from torch import Tensor
+
+import ttr
+from ttr import testing
+
+B, H, DK, DV = 2, 2, 5, 4
+TOLERANCE = 1e-9
+LINEAR = ("definition", "recurrent", "chunk")
+
+Inputs = dict[str, Any]
+State = dict[str, Tensor]
+
+
+class Draw:
+    """Random float64 tensors from one seeded stream."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def qkv(self, T: int, dk: int = DK, dv: int = DV, steps: int | None = None) -> Inputs:
+        """Queries, keys of unit length and values; with a micro-step axis on the pairs where `steps` is given."""
+        pairs = (B, T, H) if steps is None else (B, T, steps, H)
+        return {"q": self(B, T, H, dk), "k": F.normalize(self(*pairs, dk), dim=-1), "v": self(*pairs, dv)}
+
+    def rate(self, T: int, *channels: int) -> Tensor:
+        return self(B, T, H, *channels).sigmoid()
+
+    def log_decay(self, T: int, *channels: int) -> Tensor:
+        return F.logsigmoid(self(B, T, H, *channels) + 1)
+
+    def params(self, spec: ttr.Spec, dk: int, dv: int) -> dict[str, Tensor]:
+        """The spec's learned constants, moved off their initial values so that none of them is without effect."""
+        initial = spec.init_params(H, dk, dv, dtype=torch.float64, generator=self.generator)
+        return {name: value + 0.3 * self(*value.shape) for name, value in initial.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to hand to `ttr.regress`, and what the paper makes of it: its output and state, named as in `ttr.State`.
+
+    `paths` must serve the declaration; others that `testing.targets` finds are held to the same.
+    """
+
+    preset: str
+    draw: Callable[[Draw, ttr.Spec, int], Inputs]
+    expect: Callable[[ttr.Spec, Inputs], tuple[Tensor, State]]
+    paths: tuple[str, ...] = LINEAR
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ttr.Spec:
+        return ttr.spec(self.preset, **self.overrides)
+
+
+def matrix(transcription: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[ttr.Spec, Inputs], tuple[Tensor, State]]:
+    """The expectation of a mechanism whose transcription takes the inputs as they are and whose state is one matrix."""
+
+    def expect(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+        output, W = transcription(**x)
+        return output, {"W": W}
+
+    return expect
+
+
+# Inputs that differ from q, k, v and per-head signals, and expectations that are more than the transcription
+
+
+def features(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    x = draw.qkv(T)
+    return {"q": F.elu(x["q"]) + 1, "k": F.elu(x["k"]) + 1, "v": x["v"]}
+
+
+def linear_attention(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    output, state = tr.linear_attention(**x, eps=1e-6)
+    return output, {"W": state["W"], "normalizer": state["normaliser"][..., None]}
+
+
+def mlstm_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return {**draw.qkv(T), "step": (2 * draw(B, T, H)).exp(), "log_decay": draw.log_decay(T)}
+
+
+def mlstm(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    """The paper's state holds k dk^-½ and is divided by e^m; ours holds k, with dk^-½ on the query."""
+    output, state = tr.mlstm(x["q"], x["k"], x["v"], log_input=x["step"].log(), log_forget=x["log_decay"])
+    factor = state["m"].exp()[..., None, None] * DK**0.5
+    return output, {"W": factor * state["W"], "normalizer": factor * state["normaliser"][..., None]}
+
+
+def rwkv7_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    signals = {"step": draw.rate(T, DK), "log_decay": draw.log_decay(T, DK)}
+    return {**draw.qkv(T), "write_key": draw(B, T, H, DK), **signals}
+
+
+def deltaproduct_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    n = spec.optimizer.steps
+    return {**draw.qkv(T, steps=n), "step": 2 * draw(B, T, n, H).sigmoid()}
+
+
+def gated_deltaproduct_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return {**deltaproduct_inputs(draw, spec, T), "log_decay": draw.log_decay(T)}
+
+
+def longhorn_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return {**draw.qkv(T), "k": draw(B, T, H, DK), "step": draw(B, T, H, DV).exp()}
+
+
+def momentum_deltanet(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    output, state = tr.momentum_deltanet(**x)
+    return output, {"W": state["W"], "momentum.W": state["momentum"]}
+
+
+def ridge(spec: ttr.Spec, x: Inputs) -> Tensor:
+    return F.softplus(x["params"]["ridge"]) + spec.regressor.ridge_floor
+
+
+def mesa(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    output, state = tr.mesa(x["q"], x["k"], x["v"], ridge=ridge(spec, x))
+    return output, {"W": state["R"] @ state["G"], "P": state["R"]}
+
+
+def mesanet(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    signals = {"weight": x["weight"], "log_decay": x["log_decay"]}
+    return tr.mesanet(x["q"], x["k"], x["v"], **signals, ridge=ridge(spec, x))
+
+
+def ttt_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return {**draw.qkv(T, DV, DV), "step": draw.rate(T), "params": draw.params(spec, DV, DV)}
+
+
+def ttt(transcription: Callable[..., tuple[Tensor, State]]) -> Callable[[ttr.Spec, Inputs], tuple[Tensor, State]]:
+    """The published rate has the 1/d that the declaration has in its loss, a mean over channels."""
+
+    def expect(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+        assert spec.objective.reduce == "mean"
+        settings = {**x["params"], "mini_batch": spec.optimizer.mini_batch}
+        return transcription(x["q"], x["k"], x["v"], rate=x["step"] / DV, **settings)
+
+    return expect
+
+
+def titans_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    """Decays near 1, as published: weights that shrink raise the slope of their norm, which then amplifies rounding."""
+    signals = {"step": draw.rate(T), "momentum": draw.rate(T), "log_decay": F.logsigmoid(draw(B, T, H) + 4)}
+    return {**draw.qkv(T, DV, DV), **signals, "params": draw.params(spec, DV, DV)}
+
+
+def titans(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    """The paper leaves the network and the loss's scale open: the declaration's are used."""
+    params = dict(x["params"])
+    norm = {name: params.pop(name) for name in ("norm_weight", "norm_bias")}
+    output, state = tr.titans(
+        x["q"],
+        x["k"],
+        x["v"],
+        step=x["step"] / (DV if spec.objective.reduce == "mean" else 1),
+        momentum=x["momentum"],
+        log_decay=x["log_decay"],
+        weights=[params[f"W{depth + 1}"] for depth in range(len(params))],
+        **norm,
+        mini_batch=spec.optimizer.mini_batch,
+        gelu="tanh" if spec.regressor.activation == "gelu_tanh" else "erf",
+    )
+    return output, {name.replace("momentum_", "momentum."): value for name, value in state.items()}
+
+
+def plain(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return draw.qkv(T)
+
+
+CASES = {
+    "linear_attention": Case("linear_attention", features, linear_attention),
+    "linear_attention_unnormalised": Case("linear_attention_unnormalised", features, matrix(tr.linear_attention_unnormalised)),
+    "retnet": Case("retnet", plain, matrix(tr.retnet)),
+    "lightning": Case("lightning", plain, matrix(tr.lightning)),
+    "gla": Case("gla", lambda draw, spec, T: {**draw.qkv(T), "log_decay": draw.log_decay(T, DK)}, matrix(tr.gla)),
+    "mamba2": Case(
+        "mamba2",
+        lambda draw, spec, T: {**draw.qkv(T), "step": draw.rate(T), "log_decay": draw.log_decay(T)},
+        matrix(tr.mamba2),
+    ),
+    "mlstm": Case("mlstm", mlstm_inputs, mlstm),
+    "deltanet": Case("deltanet", lambda draw, spec, T: {**draw.qkv(T), "step": draw.rate(T)}, matrix(tr.deltanet)),
+    "gated_deltanet": Case(
+        "gated_deltanet",
+        lambda draw, spec, T: {**draw.qkv(T), "step": draw.rate(T), "log_decay": draw.log_decay(T)},
+        matrix(tr.gated_deltanet),
+    ),
+    "kda": Case(
+        "kda",
+        lambda draw, spec, T: {**draw.qkv(T), "step": draw.rate(T), "log_decay": draw.log_decay(T, DK)},
+        matrix(tr.kda),
+    ),
+    "rwkv7": Case("rwkv7", rwkv7_inputs, matrix(tr.rwkv7)),
+    "deltaproduct": Case("deltaproduct", deltaproduct_inputs, matrix(tr.deltaproduct)),
+    "gated_deltaproduct": Case("gated_deltaproduct", gated_deltaproduct_inputs, matrix(tr.gated_deltaproduct)),
+    "longhorn": Case("longhorn", longhorn_inputs, matrix(tr.longhorn), ("definition", "recurrent")),
+    "momentum_deltanet": Case(
+        "momentum_deltanet",
+        lambda draw, spec, T: {**draw.qkv(T), "step": draw.rate(T), "momentum": draw.rate(T)},
+        momentum_deltanet,
+    ),
+    "mesa": Case("mesa", lambda draw, spec, T: {**draw.qkv(T), "params": draw.params(spec, DK, DV)}, mesa, ("definition", "recurrent")),
+    "mesanet": Case(
+        "mesanet",
+        lambda draw, spec, T: {
+            **draw.qkv(T),
+            "weight": draw.rate(T),
+            "log_decay": draw.log_decay(T),
+            "params": draw.params(spec, DK, DV),
+        },
+        mesanet,
+    ),
+    "ttt_linear": Case("ttt_linear", ttt_inputs, ttt(tr.ttt_linear), ("definition",)),
+    "ttt_linear in fours": Case("ttt_linear", ttt_inputs, ttt(tr.ttt_linear), ("definition",), {"optimizer.mini_batch": 4}),
+    "ttt_mlp": Case("ttt_mlp", ttt_inputs, ttt(tr.ttt_mlp), ("definition",)),
+    "ttt_mlp in fours": Case("ttt_mlp", ttt_inputs, ttt(tr.ttt_mlp), ("definition",), {"optimizer.mini_batch": 4}),
+    "titans": Case("titans", titans_inputs, titans, ("definition",)),
+    "titans in fours": Case("titans", titans_inputs, titans, ("definition",), {"optimizer.mini_batch": 4}),
+    "titans online": Case("titans", titans_inputs, titans, ("definition",), {"optimizer.mini_batch": 1}),
+    "softmax": Case("softmax", plain, lambda spec, x: (tr.softmax(**x)[0], {}), ("definition", "sdpa")),
+    "softmax_window": Case(
+        "softmax_window",
+        plain,
+        lambda spec, x: (tr.softmax_window(**x, window=3)[0], {}),
+        ("definition", "sdpa"),
+        {"regressor.window": 3},
+    ),
+}
+COLUMNS = [(name, path) for name, case in CASES.items() for path in dict.fromkeys(("auto", *case.paths, *testing.targets(case.spec)))]
+
+
+def same(left: Tensor, right: Tensor, what: str) -> None:
+    """Equal up to TOLERANCE of the right side's largest entry."""
+    assert left.shape == right.shape, f"{what}: {tuple(left.shape)} instead of {tuple(right.shape)}"
+    assert torch.isfinite(left).all(), f"{what} is not finite"
+    error = (left - right).abs().max() / right.abs().max().clamp(min=1e-300)
+    assert error < TOLERANCE, f"{what}: relative error {error:.1e}"
+
+
+def named(state: ttr.State) -> State:
+    """Weights by their name, slots by slot.weight."""
+    slots = {f"{slot}.{name}": x for slot, tensors in state.slots.items() for name, x in tensors.items()}
+    return {**state.weights, **slots}
+
+
+def committed(spec: ttr.Spec, T: int) -> bool:
+    """Whether the last mini-batch is full, so that the state holds what the last token read."""
+    return T % getattr(spec.optimizer, "mini_batch", 1) == 0
+
+
+def test_every_preset_has_a_case():
+    assert {case.preset for case in CASES.values()} == set(ttr.presets())
+
+
+@pytest.mark.parametrize("T", [1, 12, 70])
+@pytest.mark.parametrize(("name", "path"), COLUMNS)
+def test_preset_is_the_published_recurrence(name, path, T):
+    """Output, and the state where the paper has one, with the declaration's own query scale."""
+    case = CASES[name]
+    x = case.draw(Draw(), case.spec, T)
+    output, state = ttr.regress(**x, spec=case.spec, path=path)
+    expected_output, expected_state = case.expect(case.spec, x)
+    same(output, expected_output, "output")
+    if committed(case.spec, T):
+        for key, value in expected_state.items():
+            same(named(state)[key], value, f"state {key}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_state_handed_on_continues_the_published_recurrence(name):
+    """Two calls, the second from the first one's state, split inside a mini-batch where there are any."""
+    case, T, split = CASES[name], 12, 5
+    x = case.draw(Draw(), case.spec, T)
+    expected, _ = case.expect(case.spec, x)
+
+    def part(tokens: slice) -> Inputs:
+        return {key: value if key == "params" else value[:, tokens] for key, value in x.items()}
+
+    first, state = ttr.regress(**part(slice(None, split)), spec=case.spec)
+    second, _ = ttr.regress(**part(slice(split, None)), spec=case.spec, initial_state=state)
+    same(torch.cat([first, second], 1), expected, "output")
+
+
+@pytest.mark.parametrize(("name", "path"), COLUMNS)
+def test_gradients_are_the_published_recurrence_s(name, path):
+    """Of a random functional of output and state, with respect to q, k, v, every signal and every learned constant."""
+    case, T = CASES[name], 12
+    x = case.draw(Draw(), case.spec, T)
+    params = x.pop("params", {})
+    leaves = {key: value.clone().requires_grad_() for key, value in {**x, **params}.items()}
+    inputs = {key: leaves[key] for key in x}
+    if params:
+        inputs["params"] = {key: leaves[key] for key in params}
+    with_state = committed(case.spec, T)
+
+    def gradients(output: Tensor, state: State, keys: list[str]) -> dict[str, Tensor]:
+        weigh = Draw()
+        total = (output * weigh(*output.shape)).sum()
+        for key in keys:
+            total = total + (state[key] * weigh(*state[key].shape)).sum()
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, found, strict=True))
+
+    expected_output, expected_state = case.expect(case.spec, inputs)
+    keys = sorted(expected_state) if with_state else []
+    expected = gradients(expected_output, expected_state, keys)
+    output, state = ttr.regress(**inputs, spec=case.spec, path=path)
+    for key, value in gradients(output, named(state), keys).items():
+        same(value, expected[key], f"gradient of {key}")
