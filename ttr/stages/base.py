@@ -16,15 +16,15 @@ from .call import Call
 class StreamSize:
     """What a stage's module is built for: tensors [B, T, heads, width], one stream of one layer.
 
-    name: the stream. key: where in the layer the stage stands, `q.0`. heads: of all micro-steps together. micro_steps:
+    name: the stream. key: where in the layer the stage stands, `q_0`. heads: of all micro-steps together. micro_steps:
     pairs per token. keys: [heads, width] of the keys that the memory sees. d_model, layer_idx, n_layers: of the layer.
     mini_batch: the declaration's.
     """
 
-    name: str
-    key: str
-    heads: int
-    width: int
+    name: str = ""
+    key: str = ""
+    heads: int = 1
+    width: int = 1
     micro_steps: int = 1
     keys: tuple[int, int] = (1, 1)
     d_model: int = 0
@@ -36,7 +36,9 @@ class StreamSize:
 class StageModule(nn.Module):
     """The running form of a stage: [B, T, heads, width] -> [B, T, heads, width']."""
 
-    history: int = 0  # earlier inputs it looks back at; the layer's state keeps them
+    history: int = 0  # earlier inputs it looks back at; the layer's state keeps them as `key`: [N, history, channels]
+    key: str = ""
+    channels: int = 0
     position: bool = False  # whether it needs to know how many tokens came before
 
     def forward(self, x: Tensor, call: Call) -> Tensor:

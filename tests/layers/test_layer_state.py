@@ -1,0 +1,96 @@
+"""States of layers and models: saved, restored, split by batch, differentiated through."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import ttr
+from ttr.layers import LM, LMState, Mixer, MixerState
+
+NAMES = ["gated_deltanet", "rwkv7", "ttt_linear", "mesanet", "softmax", "linear_attention", "momentum_deltanet"]
+
+
+def saved_and_loaded(data):
+    file = io.BytesIO()
+    torch.save(data, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_save_and_restore(name):
+    torch.manual_seed(0)
+    mixer, x = Mixer(32, name).double(), torch.randn(3, 7, 32, dtype=torch.float64)
+    _, state = mixer.prefill(x[:, :5])
+    state = state.detach()
+    loaded = MixerState.from_dict(saved_and_loaded(state.to_dict()), mixer)
+    assert torch.equal(mixer.prefill(x[:, 5:], loaded)[0], mixer.prefill(x[:, 5:], state)[0])
+    assert MixerState.from_dict(state.to_dict(), mixer.spec).nbytes == state.nbytes > 0
+    with pytest.raises(ValueError, match="another declaration"):
+        MixerState.from_dict(state.to_dict(), "gla")
+    with pytest.raises(ValueError, match=r"missing \['memory'\]"):
+        MixerState.from_dict({k: v for k, v in state.to_dict().items() if k != "memory"}, mixer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_select_reorders_sequences(name):
+    torch.manual_seed(0)
+    mixer, x = Mixer(32, name).double(), torch.randn(3, 7, 32, dtype=torch.float64)
+    _, state = mixer.prefill(x[:, :5])
+    order = torch.tensor([2, 0, 2])
+    y, _ = mixer.prefill(x[order, 5:], state.index_select(order))
+    assert torch.allclose(y, mixer(x)[order, 5:], atol=1e-10)
+
+
+def test_tree_methods():
+    mixer = Mixer(32, "rwkv7")
+    _, state = mixer.prefill(torch.randn(2, 5, 32))
+    leaves, structure = pytree.tree_flatten(state)
+    assert all(isinstance(t, torch.Tensor) for t in leaves) and any(t.requires_grad for t in leaves)
+    again = pytree.tree_unflatten(leaves, structure)
+    assert isinstance(again, MixerState) and again.memory.spec_hash == state.memory.spec_hash
+    assert not any(t.requires_grad for t in pytree.tree_leaves(state.detach()))
+    assert all(a is not b and torch.equal(a, b) for a, b in zip(pytree.tree_leaves(state.clone()), leaves, strict=True))
+    assert state.to("cpu").nbytes == sum(t.numel() * t.element_size() for t in leaves)
+    assert set(state.shift) == {"x"} and state.conv == {} and state.position == {}
+
+
+def test_gradients_flow_through_a_state():
+    torch.manual_seed(0)
+    mixer, x = Mixer(32, "gated_deltanet").double(), torch.randn(1, 9, 32, dtype=torch.float64, requires_grad=True)
+    (whole,) = torch.autograd.grad(mixer(x)[:, 5:].square().sum(), x)
+    _, state = mixer.prefill(x[:, :5])
+    (split,) = torch.autograd.grad(mixer.prefill(x[:, 5:], state)[0].square().sum(), x)
+    assert torch.allclose(whole, split, atol=1e-10)
+
+
+def test_padding_that_decodes_goes_on_where_each_sequence_ended():
+    torch.manual_seed(0)
+    mixer = Mixer(32, "retnet").double()
+    x = torch.randn(2, 6, 32, dtype=torch.float64)
+    mask = torch.tensor([[True] * 6, [False] * 4 + [True] * 2])
+    _, state = mixer.prefill(x, mask=mask)
+    assert state.position["tokens"].tolist() == [6, 2]
+    y, state = mixer.prefill(x[:, :3], state, mask=mask[:, 3:])
+    assert state.position["tokens"].tolist() == [9, 4]
+    alone = mixer(torch.cat([x[1:, 4:], x[1:, 1:3]], 1))
+    assert torch.allclose(y[1:, 1:], alone[:, 2:], atol=1e-10)
+
+
+def test_model_state():
+    torch.manual_seed(0)
+    lm = LM(11, 32, ["gated_deltanet", "softmax"])
+    _, state = lm.prefill(torch.randint(0, 11, (2, 5)))
+    loaded = LMState.from_dict(saved_and_loaded(state.detach().to_dict()), lm)
+    assert isinstance(loaded, LMState) and loaded.nbytes == state.nbytes
+    token = torch.randint(0, 11, (2,))
+    assert torch.equal(lm.step(token, loaded)[0], lm.step(token, state)[0])
+    assert [s.name for s in lm.specs] == ["gated_deltanet", "softmax"]
+    with pytest.raises(ValueError, match="got 2 layers, expected 1"):
+        LMState.from_dict(state.to_dict(), [ttr.spec("softmax")])
+    leaves, structure = pytree.tree_flatten(state)
+    assert pytree.tree_unflatten(leaves, structure).index_select(torch.tensor([1])).nbytes * 2 == state.nbytes

@@ -1,0 +1,258 @@
+"""Mixer: a declared test-time regression layer as an nn.Module, [B, T, d_model] -> [B, T, d_model]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.api import regress
+from ..kernels.paths import fresh_state
+from ..lowering import select_path
+from ..signals import Signal
+from ..spec import Spec
+from ..spec import spec as read_spec
+from ..stages import Call, OutputGate, Packed, StageModule, StreamSize, Timeline, pack, unpack
+from ..stages.conv import ShiftModule
+from .signals import SignalProjection, SignalSize
+from .sizes import head_sizes
+from .state import MixerState
+from .streams import Stream, build, build_projection, build_streams, run
+
+OUTPUT_SHIFT_POWER = 0.2  # RWKV-7's token shift for its output gate
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of `regress` that a layer makes of its input."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    write_key: Tensor | None
+    signals: dict[str, Tensor]
+    params: dict[str, Tensor]
+
+
+class Mixer(nn.Module):
+    """A sequence mixer declared by `spec`: tensor in, tensor out, causal.
+
+    d_model: width of the input and the output. spec: preset name, YAML path, mapping or Spec. layer_idx, n_layers: the
+    layer's place, on which some initialisations and decays depend. path: as in `ttr.regress`. layer_overrides: fields
+    of the declaration's `layer` (n_heads, head_dim, expand_v, q, output, ...).
+
+    Raises SpecError or ValueError when the declaration or the sizes have no meaning.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        spec: str | Path | Mapping | Spec,
+        *,
+        layer_idx: int = 0,
+        n_layers: int = 1,
+        path: str = "auto",
+        **layer_overrides: Any,
+    ):
+        super().__init__()
+        self.spec = read_spec(spec, **{f"layer.{name}": value for name, value in layer_overrides.items()})
+        self.d_model, self.layer_idx, self.n_layers, self.path = d_model, layer_idx, n_layers, path
+        if not 0 <= layer_idx < n_layers:
+            raise ValueError(f"layer_idx={layer_idx}: expected 0 <= layer_idx < n_layers={n_layers}")
+        select_path(self.spec, path=path)
+        self.sizes = sizes = head_sizes(self.spec, d_model)
+        self.pairs = self.spec.steps if getattr(self.spec.optimizer, "pairs", "shared") == "separate" else 1
+        place = StreamSize(
+            d_model=d_model, layer_idx=layer_idx, n_layers=n_layers, mini_batch=self.spec.mini_batch,
+            micro_steps=self.pairs, heads=sizes.heads,
+        )  # fmt: skip
+
+        streams = build_streams(self.spec, sizes, self.pairs, place)
+        self.streams = nn.ModuleDict(streams)
+        self.dk, self.dv = streams["q"].width, streams["v"].width
+        for name in ("q", "k", "v", "write_key"):
+            projection = build_projection(name, streams, d_model) if name in streams else None
+            if projection is not None:
+                self.add_module(f"{name}_proj", projection)
+        output = StreamSize(**{**vars(place), "name": "output", "width": self.dv, "keys": (sizes.key_heads, self.dk)})
+        self.output_stages, width = build(self.spec.layer.output or (), output)
+        self.o_proj = nn.Linear(sizes.heads * width, d_model, bias=False)
+
+        self.signals = self._signal_projection()
+        shapes = self.spec.param_shapes(sizes.heads, self.dk, self.dv)
+        self.params = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+        self.uses_shift = any(isinstance(m, ShiftModule) for m in self.modules())
+        self.uses_position = any(stage.position for stage in self._stage_modules())
+        self._reset_params()
+
+    def _signal_projection(self) -> SignalProjection:
+        """Of the declaration's signals and of the output gates, which are called output_0, ... by their place."""
+        heads, steps = self.sizes.heads, self.spec.steps
+        signals: dict[str, Signal] = dict(self.spec.signals())
+        sizes = {
+            name: SignalSize(heads, s.width(self.dk, self.dv), steps if name == "step" and steps > 1 else None)
+            for name, s in signals.items()
+        }
+        for i, stage in enumerate(self.spec.layer.output or ()):
+            if isinstance(stage, OutputGate):
+                signals[f"output_{i}"] = gate = stage.gate_signal  # type: ignore[attr-defined]
+                sizes[f"output_{i}"] = SignalSize(heads, gate.width(self.dk, self.dv), shift_power=OUTPUT_SHIFT_POWER)
+        total = {name: stream.total for name, stream in self._by_name().items()}
+        sources = {"x": self.d_model, "shift": self.d_model, "v": total["v"], "qkv": total["q"] + total["k"] + total["v"]}
+        return SignalProjection(
+            signals, sizes, sources,
+            head_dim=self.sizes.key_width, layer_idx=self.layer_idx, n_layers=self.n_layers,
+        )  # fmt: skip
+
+    def _by_name(self) -> dict[str, Stream]:
+        return dict(self.streams.items())  # type: ignore[arg-type]
+
+    def _stage_modules(self) -> list[StageModule]:
+        stages = [m for stream in self._by_name().values() for m in stream.stage_modules()]
+        return [*stages, *self.output_stages]  # type: ignore[list-item]
+
+    @torch.no_grad()
+    def _reset_params(self) -> None:
+        for name, value in self.spec.init_params(self.sizes.heads, self.dk, self.dv).items():
+            self.params[name].copy_(value)
+
+    def reset_parameters(self) -> None:
+        """Initialise everything as published (linear maps as nn.Linear does); also after `to_empty`."""
+        for module in (*self.children(), *self._stage_modules()):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        self._reset_params()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are no matrices of a linear map: biases, norms, time constants, W_0, ..."""
+        decayed = {f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.Linear)}
+        return {name for name, _ in self.named_parameters()} - decayed
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """x: [B, T, d_model] -> [B, T, d_model]; where mask: [B, T] bool is false, nothing is read and 0 comes out.
+
+        cu_seqlens: [N + 1] int32 for N sequences packed in one row (B = 1).
+        """
+        return self.prefill(x, mask=mask, cu_seqlens=cu_seqlens)[0]
+
+    def prefill(
+        self, x: Tensor, state: MixerState | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """`forward` from `state`, and the state after the last token; with cu_seqlens, states lead with N."""
+        self._check_input(x, mask, cu_seqlens)
+        if mask is None or bool(mask.all()):
+            return self._run(x, state, cu_seqlens)
+        packed, cu_seqlens = pack(x, mask)
+        y, state = self._run(packed, state, cu_seqlens)
+        return unpack(y, mask), state
+
+    def step(self, x_t: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """One token: x_t [B, d_model] -> y_t [B, d_model] and the next state."""
+        if x_t.ndim != 2 or x_t.shape[1] != self.d_model:
+            raise ValueError(f"x_t: got shape {list(x_t.shape)}, expected [B, {self.d_model}]")
+        y, state = self._run(x_t[:, None], state, None)
+        return y[:, 0], state
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> MixerState:
+        """The state before the first token. dtype: of the layer's activations (the memory is float32, or float64)."""
+        device = self.o_proj.weight.device if device is None else torch.device(device)
+        dtype = self.o_proj.weight.dtype if dtype is None else dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        params = {name: p.to(device=device, dtype=wide) for name, p in self.params.items()}
+        memory = fresh_state(self.spec, params, batch_size, self.sizes.heads, self.dk, self.dv, wide, device)
+
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(batch_size, *shape, device=device, dtype=dtype)
+
+        conv = {m.key: zeros(m.history, m.channels) for m in self._stage_modules() if m.history}
+        shift = {"x": zeros(1, self.d_model)} if self.uses_shift else {}
+        position = {"tokens": zeros(dtype=torch.long)} if self.uses_position else {}
+        return MixerState(memory, conv, shift, position)
+
+    def inputs(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Inputs:
+        """What `regress` is given when the layer reads x: [B, T, d_model] from the start."""
+        self._check_input(x, None, cu_seqlens)
+        return self._inputs(self._begin(x, None, cu_seqlens)[0])
+
+    def _check_input(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+        if x.ndim != 3 or x.shape[2] != self.d_model:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, T, {self.d_model}]")
+        if mask is not None and cu_seqlens is not None:
+            raise ValueError("mask and cu_seqlens both say which tokens belong together; give one")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, expected torch.bool {list(x.shape[:2])}")
+        if cu_seqlens is not None and x.shape[0] != 1:
+            raise ValueError(f"cu_seqlens packs sequences into one row: expected x with B = 1, got {list(x.shape)}")
+
+    def _run(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, MixerState]:
+        if x.shape[1] == 0:  # nothing is read
+            n = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+            return x.clone(), self.init_state(n, device=x.device) if state is None else state
+        call, position = self._begin(x, state, cu_seqlens)
+        given = self._inputs(call)
+        o, memory = regress(
+            given.q, given.k, given.v, self.spec, write_key=given.write_key, params=given.params,
+            initial_state=None if state is None else state.memory, cu_seqlens=cu_seqlens, path=self.path,
+            **given.signals,  # type: ignore[arg-type]
+        )  # fmt: skip
+        y = self.o_proj(run(self.output_stages, o, call).flatten(2))
+        shift = {"x": call.kept.pop("x")} if self.uses_shift else {}
+        return y, MixerState(memory, call.kept, shift, position)
+
+    def _begin(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Call, dict[str, Tensor]]:
+        """The call, and how many tokens will have been read after it."""
+        timeline = Timeline(x.shape[0]) if cu_seqlens is None else Packed(cu_seqlens)
+        call = Call(x=x, timeline=timeline, history={} if state is None else {**state.conv, **state.shift})
+        if self.uses_shift:
+            call.previous = call.before("x", x)
+        if not self.uses_position:
+            return call, {}
+        zero = torch.zeros(timeline.n_sequences, dtype=torch.long, device=x.device)
+        call.position, after = timeline.position(x, zero if state is None else state.position["tokens"])
+        return call, {"tokens": after}
+
+    def _inputs(self, call: Call) -> Inputs:
+        """Fill the call's streams and signals, and give the regressor's arguments."""
+        streams = self._by_name()
+        projected: dict[str, Tensor] = {}
+
+        def project(name: str) -> Tensor:
+            stream = streams[name]
+            if stream.proj.share is not None:
+                return project(stream.proj.share)
+            if name not in projected:
+                y = getattr(self, f"{name}_proj")(stream.input(call))
+                projected[name] = y.unflatten(-1, (stream.heads, stream.projected_width))
+            return projected[name]
+
+        for name in ("v", "k", "q"):
+            call.streams[name] = streams[name](project(name), call)
+        call.signals = self.signals(call)
+        if "write_key" in streams:
+            call.streams["write_key"] = streams["write_key"](project("write_key"), call)
+        pairs = {
+            name: x if self.pairs == 1 or name == "q" else x.unflatten(2, (self.pairs, -1))
+            for name, x in call.streams.items()
+        }
+
+        params, declared, gate = dict(self.params.items()), self.spec.signals(), self.spec.gate
+        signals = {name: call.signals[name] for name in declared if name in call.signals}
+        if gate.kind != "none" and "log_decay" not in declared:  # it may depend on the layer's place
+            place = {"n_heads": self.sizes.heads, "layer_idx": self.layer_idx, "n_layers": self.n_layers}
+            decay = gate.log_decay(signals, **place, params=params)
+            if decay is not None:
+                signals["log_decay"] = decay.to(call.x.device)
+        return Inputs(pairs["q"], pairs["k"], pairs["v"], pairs.get("write_key"), signals, params)
+
+    def extra_repr(self) -> str:
+        path, reason = select_path(self.spec, path=self.path)
+        s = self.sizes
+        heads = f"{s.heads} heads" + ("" if s.key_heads == s.heads else f" on {s.key_heads} key heads")
+        name = self.spec.name or "unnamed"
+        return f"{name}: d_model={self.d_model}, {heads}, keys {self.dk}, values {self.dv}\npath={path} ({reason})"
