@@ -34,6 +34,8 @@ class Adam(Optimizer):
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"optimizer.{name}={getattr(self, name)}: expected 0 <= {name} < 1")
+        if not self.eps > 0:
+            raise SpecError(f"optimizer.eps={self.eps}: expected > 0 (a gradient of zero makes no step)")
 
     def init_slots(self, w):
         return (torch.zeros_like(w), torch.zeros_like(w), torch.zeros_like(w))

@@ -102,6 +102,10 @@ class Optimizer(Piece):
         return tuple(name in self.decayed for name in ("weights", *self.slots))
 
     def check(self, spec):
+        from ..lowering import check_superposition
+
+        if self.linear:
+            check_superposition(self)
         linear = spec.regressor.linear
         for name, s in self.signals().items():
             if s.per in ("key", "value") and not linear:

@@ -51,6 +51,11 @@ class Muon(Optimizer):
     coefficients: Literal["standard", "lact"] = "standard"
     eps: float = 1e-7
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.eps > 0:
+            raise SpecError(f"optimizer.eps={self.eps}: expected > 0 (a gradient of zero makes no step)")
+
     def check(self, spec):
         super().check(spec)
         for name, s in self.signals().items():

@@ -35,7 +35,10 @@ class CG(Solver):
 @optimizer("rls")
 @dataclass(frozen=True, kw_only=True)
 class RLS(Solver):
-    """Recursive least squares: the inverse is carried by Sherman-Morrison. Source: Mesa (2309.05858)."""
+    """Recursive least squares: the inverse is carried by Sherman-Morrison. Source: Mesa (2309.05858).
+
+    Under a vector gate no recursion for the solution is left: then the statistics are carried and solved.
+    """
 
     def check(self, spec):
         super().check(spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..registry import unknown
 from ..spec import Spec
 from ..spec import spec as read_spec
 from ..state import State
+from .arguments import check_params, check_shapes, sequences, signal_values
 from .paths import PATHS, fresh_state, wrap_weights
 from .problem import Problem
 
@@ -54,23 +55,19 @@ def regress(
     spec = read_spec(spec)
     given = {"step": step, "log_decay": log_decay, "momentum": momentum, **signals}
     given = {name: value for name, value in given.items() if value is not None}
-    sizes = _check_shapes(q, k, v, write_key, spec)
+    sizes = check_shapes(q, k, v, write_key, spec)
     B, T, H, Hv, dk, dv = sizes
     spec.regressor.check_sizes(dk, dv)
-    params = _check_params(params, spec, Hv, dk, dv)
-    values, decay = _signals(given, spec, sizes, q, params)
-    floats = [q, k, v, *values.values(), *params.values(), *([] if decay is None else [decay])]
-    if isinstance(initial_state, Tensor):
-        floats.append(initial_state)
-    elif initial_state is not None:
-        floats += [t for t in initial_state.weights.values()]
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in floats) else torch.float32
+    params = check_params(params, spec, Hv, dk, dv)
+    dtype = _working_dtype(q, k, v, write_key, *given.values(), *params.values(), initial_state)
+    values, decay = signal_values(given, spec, sizes, dtype, q.device, params)
+    run, options = _runner(path, spec, T, q.device)
 
     group = Hv // H
     if cu_seqlens is None:
         lengths, index, n_seq = None, None, B
     else:
-        lengths, index = _sequences(cu_seqlens, B, T, q.device)
+        lengths, index = sequences(cu_seqlens, B, T, q.device)
         n_seq = len(lengths)
 
     def lay(x: Tensor, lead: int, heads: bool = False) -> Tensor:
@@ -101,12 +98,6 @@ def regress(
         signals=values_laid, log_decay=None if decay is None else lay(decay, 0),
         params=params, state=_join_normalizer(state, spec), lengths=lengths,
     )  # fmt: skip
-    options = {} if isinstance(path, str) else {k: x for k, x in path.items() if k != "kind"}
-    kind, _ = select_path(spec, path=path if isinstance(path, str) else path.get("kind", "auto"), length=T, device=q.device.type)
-    run, allowed = PATHS[spec.regressor.family, kind]
-    for name in options:
-        if name not in allowed:
-            raise unknown(f"path {kind!r}: option", name, allowed)
     o, state = run(problem, **options)
     if spec.read.normalizer != "none":
         o = _normalize(o, spec)
@@ -117,112 +108,23 @@ def regress(
     return o.to(v.dtype), state
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, spec: Spec) -> tuple[int, ...]:
-    n = spec.steps
-
-    def wrong(name: str, x: Tensor, expected: str) -> ValueError:
-        return ValueError(f"{name}: got shape {list(x.shape)}, expected {expected}")
-
-    if q.ndim != 4:
-        raise wrong("q", q, "[B, T, H, dk]")
-    B, T, H, dk = q.shape
-    micro = f" or [{B}, {T}, {n}, {H}, {dk}]" if n > 1 else ""
-    for name, x in (("k", k), ("write_key", write_key)):
-        if x is not None and x.shape != q.shape and not (n > 1 and x.shape == (B, T, n, H, dk)):
-            raise wrong(name, x, f"{list(q.shape)} as q{micro}")
-    if v.ndim not in ((4, 5) if n > 1 else (4,)) or v.shape[:2] != (B, T) or (v.ndim == 5 and v.shape[2] != n):
-        raise wrong("v", v, f"[{B}, {T}, Hv, dv]" + (f" or [{B}, {T}, {n}, Hv, dv]" if n > 1 else ""))
-    Hv, dv = v.shape[-2:]
-    if Hv % H:
-        raise ValueError(f"v: got {Hv} value heads, expected a multiple of q's {H} key heads")
-    if (write_key is not None) != spec.separate_write_key:
-        raise ValueError(
-            "write_key is missing: the declaration says optimizer.write_key='separate'" if write_key is None
-            else "write_key was given, but the declaration has optimizer.write_key='same'"
-        )  # fmt: skip
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not x.is_floating_point():
-            raise ValueError(f"{name}: got dtype {x.dtype}, expected a floating-point dtype")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q on {q.device}")
-    return B, T, H, Hv, dk, dv
+def _working_dtype(*given: Any) -> torch.dtype:
+    """float64 if anything given is, else float32; of a State its weights count."""
+    tensors = [t for x in given for t in (x.weights.values() if isinstance(x, State) else [x]) if isinstance(t, Tensor)]
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: int, dv: int) -> dict[str, Tensor]:
-    expected = spec.param_shapes(Hv, dk, dv)
-    params = dict(params or {})
-    for name in params:
-        if name not in expected:
-            raise unknown("params: name", name, expected)
-    missing = [name for name in expected if name not in params]
-    if missing:
-        raise ValueError(f"params is missing {missing}: this declaration has learned constants; params=spec.init_params({Hv}, {dk}, {dv}) makes them")
-    for name, shape in expected.items():
-        if tuple(params[name].shape) != shape:
-            raise ValueError(f"params[{name!r}]: got shape {list(params[name].shape)}, expected {list(shape)}")
-    return params
-
-
-def _signals(given: dict[str, Any], spec: Spec, sizes: tuple[int, ...], like: Tensor, params: dict[str, Tensor]):
-    """Checked signal values in the caller's layout, and the gate's log decay [B, T, Hv, d1] or None."""
-    B, T, _, Hv, dk, dv = sizes
-    declared, gate_signals = spec.signals(), spec.gate.signals()
-    fixed = spec.gate.kind != "none" and "log_decay" not in declared  # a gate that computes its decay may be overridden
-    values: dict[str, Tensor] = {}
-    for name in given:
-        if name not in declared and not (name == "log_decay" and fixed):
-            raise unknown("signal", name, declared)
-    for name, s in declared.items():
-        value = given.get(name, s.value)
-        if value is None:
-            raise ValueError(f"{name} is missing: it is declared per token (map {s.map.kind!r}); pass its values, {_expected(name, s.per, spec, sizes)}")
-        if not isinstance(value, Tensor):
-            value = torch.tensor(float(value), dtype=like.dtype, device=like.device)
-        width = {"key": (dk,), "value": (dv,)}.get(s.per, ())
-        if value.ndim == 0:
-            value = value.expand(B, T, Hv, *width)
-        elif name == "log_decay" and value.shape == (Hv,):
-            value = value.view(1, 1, Hv, *([1] * len(width))).expand(B, T, Hv, *width)
-        plain, micro = (B, T, Hv, *width), (B, T, spec.steps, Hv, *width)
-        if value.shape != plain and not (spec.steps > 1 and name not in gate_signals and value.shape == micro):
-            raise ValueError(f"{name}: got shape {list(value.shape)}, expected {_expected(name, s.per, spec, sizes)}")
-        values[name] = value
-    if fixed and "log_decay" in given:
-        decay = given["log_decay"]
-        decay = decay if isinstance(decay, Tensor) else torch.tensor(float(decay), dtype=like.dtype, device=like.device)
-    else:
-        decay = spec.gate.log_decay(values, n_heads=Hv, params=params)
-    values = {name: x for name, x in values.items() if name not in gate_signals}
-    if decay is None:
-        return values, None
-    width = dk if spec.gate.per_key else 1
-    decay = decay.to(like.device)
-    if decay.ndim <= 1:
-        decay = decay.expand(B, T, Hv)
-    if decay.ndim == 3:
-        decay = decay[..., None].expand(B, T, Hv, width)
-    if decay.shape != (B, T, Hv, width):
-        raise ValueError(f"log_decay: got shape {list(decay.shape)}, expected [{Hv}], [{B}, {T}, {Hv}]" + (f" or [{B}, {T}, {Hv}, {dk}]" if width > 1 else ""))
-    _check_decay(decay)
-    return values, decay
-
-
-def _expected(name: str, per: str, spec: Spec, sizes: tuple[int, ...]) -> str:
-    B, T, _, Hv, dk, dv = sizes
-    tail = {"key": f", {dk}", "value": f", {dv}"}.get(per, "")
-    text = f"[{B}, {T}, {Hv}{tail}] (per {per})"
-    if name == "log_decay":
-        return f"[{Hv}] or {text}, natural log"
-    micro = spec.steps > 1 and name not in spec.gate.signals()
-    return text + (f" or [{B}, {T}, {spec.steps}, {Hv}{tail}]" if micro else "")
-
-
-def _check_decay(decay: Tensor) -> None:
-    """A positive or NaN log decay is refused where looking costs nothing: eager, on the CPU."""
-    if decay.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(decay):
-        return
-    if not bool((decay <= 0).all()):
-        raise ValueError(f"log_decay: got a maximum of {decay.max().item():.4g}, expected natural logs <= 0 (is this a factor, not its log?)")
+def _runner(path: str | Mapping[str, Any], spec: Spec, length: int, device: torch.device) -> tuple[Callable, dict[str, Any]]:
+    """The function that runs the chosen path, and its options."""
+    if not isinstance(path, (str, Mapping)):
+        raise ValueError(f"path: got {type(path).__name__}, expected a path's name or a mapping, as {{'kind': 'chunk', 'chunk_size': 32}}")
+    options = {"kind": path} if isinstance(path, str) else dict(path)
+    kind, _ = select_path(spec, path=options.pop("kind", "auto"), length=length, device=device.type)
+    run, allowed = PATHS[spec.regressor.family, kind]
+    for name in options:
+        if name not in allowed:
+            raise unknown(f"path {kind!r}: option", name, allowed)
+    return run, options
 
 
 def _lay_signal(lay, x: Tensor, per: str, steps: int) -> Tensor:
@@ -233,22 +135,6 @@ def _lay_signal(lay, x: Tensor, per: str, steps: int) -> Tensor:
     if x.ndim == 4:
         x = x[:, :, :, None].expand(-1, -1, -1, steps, -1)
     return x[..., None, :] if per == "value" else x[..., None]
-
-
-def _sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple[list[int], Tensor]:
-    """Lengths of the packed sequences, and the token each slot of the padded [N, max length] batch takes."""
-    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or len(cu_seqlens) < 2:
-        raise ValueError(f"cu_seqlens: got {cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}, expected [N+1] int32")
-    bounds = cu_seqlens.tolist()
-    if B != 1:
-        raise ValueError(f"cu_seqlens packs sequences into one row: expected B = 1, got B = {B}")
-    if bounds[0] != 0 or bounds[-1] != T or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
-        raise ValueError(f"cu_seqlens={bounds}: expected 0 = c_0 <= c_1 <= ... <= c_N = T = {T}")
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
-    start = torch.tensor(bounds[:-1], device=device)[:, None]
-    last = torch.tensor([max(b - 1, 0) for b in bounds[1:]], device=device)[:, None]
-    index = torch.minimum(start + torch.arange(max(lengths), device=device), last)  # behind the end: copies, no events
-    return lengths, index.clamp(max=max(T - 1, 0))
 
 
 def _initial(given: State | Tensor | None, spec: Spec, params, n: int, Hv: int, dk: int, dv: int, dtype, device) -> State:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
-
-import torch
 
 from ..registry import SpecError, regressor
 from ..signals import Signal, signal
@@ -20,7 +19,9 @@ class LeastSquares(Regressor):
     Lambda = softplus(l) + ridge_floor per key channel and head, learned from `ridge` (its first value).
     ridge_decays: Lambda is forgotten with the statistics (recursive least squares) or stays (MesaNet). With a
     vector gate a: [dk], G_t = diag(a) G and H_t = diag(a)^1/2 H diag(a)^1/2, so H stays positive and the scalar case
-    is unchanged. Sources: Mesa (2309.05858); MesaNet (2506.05233).
+    is unchanged. A decaying ridge that has lost all but rounding errors leaves a read that only recent keys determine:
+    finite, not accurate; a constant one bears any gate. The definition: ttr/least_squares.py.
+    Sources: Mesa (2309.05858); MesaNet (2506.05233).
     """
 
     family: ClassVar[str] = "least_squares"
@@ -37,11 +38,12 @@ class LeastSquares(Regressor):
             )
 
     def init(self, dk, dv) -> dict[str, Init]:
-        softplus_inverse = torch.tensor(self.ridge - self.ridge_floor, dtype=torch.float64).expm1().log().item()
+        softplus_inverse = math.log(math.expm1(self.ridge - self.ridge_floor))
         return {"ridge": Init((dk,), value=softplus_inverse)}
 
     def state_shapes(self, dk, dv):
-        return {"G": (dk, dv), "H": (dk, dk)}
+        statistics = {"G": (dk, dv), "H": (dk, dk)}
+        return {**statistics, "ridge_scale": (dk,)} if self.ridge_decays else statistics
 
     def check(self, spec):
         if spec.optimizer.kind not in ("rls", "cg", "cholesky"):
@@ -55,3 +57,5 @@ class LeastSquares(Regressor):
             raise SpecError("gate.order='coupled' speaks of a gradient; least_squares takes none")
         if self.weight.per != "head":
             raise SpecError(f"regressor.weight.per={self.weight.per!r}: one weight per pair and head")
+        if self.weight.value is not None and self.weight.value < 0:
+            raise SpecError(f"regressor.weight={self.weight.value}: expected >= 0, or H would not stay positive")

@@ -9,10 +9,13 @@ Sources: 1706.03762; sliding window: 2004.05150.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...regressors import Kernel
 from ...spec import Spec
 from ...state import State
 from ..problem import Problem
@@ -26,9 +29,13 @@ def initial_state(
     return State(weights={**cache, "length": torch.zeros(n, dtype=torch.int64, device=device)}, spec_hash=spec.hash)
 
 
+def _window(problem: Problem) -> int | None:
+    return cast(Kernel, problem.spec.regressor).window
+
+
 def definition(problem: Problem) -> tuple[Tensor, State]:
     """One sequence and one query at a time: (o [N, H, T, dv], state)."""
-    window = problem.spec.regressor.window
+    window = _window(problem)
     N, _, T, _ = problem.q.shape
     S = problem.state.weights["k"].shape[2]
     size = S + T if window is None else min(S + T, window)
@@ -56,14 +63,14 @@ def definition(problem: Problem) -> tuple[Tensor, State]:
         lengths.append(kept)
     length = problem.state.weights["length"].new_tensor(lengths)
     weights = {"k": torch.cat(keys), "v": torch.cat(values), "length": length}
-    return torch.cat(outputs), State(weights=weights, spec_hash=problem.spec.hash)
+    return torch.cat(outputs), State(weights=weights, spec_hash=problem.state.spec_hash)
 
 
 def sdpa(problem: Problem) -> tuple[Tensor, State]:
     """The same through torch's scaled_dot_product_attention; a mask is built only if there is a cache or a window."""
     cache = problem.state.weights
     S, T = cache["k"].shape[2], problem.q.shape[2]
-    window = problem.spec.regressor.window
+    window = _window(problem)
     k = torch.cat([cache["k"], problem.k[..., 0, :]], 2)
     v = torch.cat([cache["v"], problem.v[..., 0, :]], 2)
     if S == 0 and (window is None or window >= T):
@@ -86,7 +93,7 @@ def _visible(length: Tensor, S: int, T: int, window: int | None) -> Tensor:
 
 def _cache(problem: Problem, k: Tensor, v: Tensor) -> State:
     """Old and new pairs [N, H, S + T, d], cut to the window and right-aligned again."""
-    length, window = problem.state.weights["length"], problem.spec.regressor.window
+    length, window = problem.state.weights["length"], _window(problem)
     total, T = k.shape[2], problem.q.shape[2]
     size = total if window is None else min(total, window)
     if problem.lengths is None:
@@ -101,4 +108,4 @@ def _cache(problem: Problem, k: Tensor, v: Tensor) -> State:
         kept = {
             name: torch.where(real, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), 0) for name, x in (("k", k), ("v", v))
         }  # fmt: skip
-    return State(weights={**kept, "length": length.clamp(max=size)}, spec_hash=problem.spec.hash)
+    return State(weights={**kept, "length": length.clamp(max=size)}, spec_hash=problem.state.spec_hash)

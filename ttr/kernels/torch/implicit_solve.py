@@ -37,8 +37,8 @@ class _ImplicitSolve(torch.autograd.Function):
         saved = ctx.saved_tensors
         x, *theta = (s.detach() for s in saved)
         q_bar = ctx.solver(x_bar.detach(), *theta)
-        _, vjp = torch.func.vjp(lambda *parts: ctx.product(x, *parts), *theta)
-        out = (q_bar, *vjp(-q_bar))
+        pull_back = torch.func.vjp(lambda *parts: ctx.product(x, *parts), *theta)[1]
+        out = (q_bar, *pull_back(-q_bar))
         if torch.is_grad_enabled():  # create_graph: say so when someone differentiates what has no second derivative
             out = _Once.apply(len(out), *out, x_bar, *saved)
         return None, None, *out

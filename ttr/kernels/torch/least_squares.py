@@ -13,6 +13,7 @@ from ...least_squares import (
     definition,
     initial_state,
     least_scale,
+    ridge_decays,
     ridge_now,
     symmetric,
     token_by_token,
@@ -55,12 +56,10 @@ def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
     theta = form.theta(k, weight, roots or decays, starts.H, ridge)
     x = implicit_solve(q, form.product, _solver(spec, form), theta)
     o = gated_read(x, k, weight * v, decays, starts.G)
-    return o.flatten(2, 3)[:, :, :T], last.state(spec, events.ridge)
+    return o.flatten(2, 3)[:, :, :T], last.state(problem, events.ridge)
 
 
-def _between_chunks(
-    start: Statistics, k: Tensor, v: Tensor, weight: Tensor, decays: Decays, roots: Decays | None
-) -> tuple[Statistics, Statistics]:
+def _between_chunks(start: Statistics, k: Tensor, v: Tensor, weight: Tensor, decays: Decays, roots: Decays | None) -> tuple[Statistics, Statistics]:
     """The statistics before each chunk [N, H, chunks, ..], and the last ones. roots: per-key decays, halved in the log."""
     add_G = (decays.end * weight * k).mT @ v
     if roots is None:
@@ -95,7 +94,7 @@ def _solver(spec: Spec, form: ScalarGram | ChannelGram):
 
 def _solve(spec: Spec, M: Tensor, q: Tensor) -> Tensor:
     """M [.., dk, dk] positive definite, q [.., dk]. A ridge that has decayed may leave M so only up to rounding: LU."""
-    if spec.regressor.ridge_decays or carries_inverse(spec):
+    if ridge_decays(spec) or carries_inverse(spec):
         return torch.linalg.solve_ex(M, q[..., None])[0][..., 0]
     return torch.cholesky_solve(q[..., None], torch.linalg.cholesky(M))[..., 0]
 
@@ -149,4 +148,4 @@ def _recursive(problem: Problem) -> tuple[Tensor, State]:
         P = symmetric(P - gain[..., :, None] * direction[..., None, :])
         if spec.read.at == "after":
             outputs.append((q[..., None, :] @ W)[..., 0, :])
-    return torch.stack(outputs, 2), State(weights={"W": W, "P": P}, spec_hash=spec.hash)
+    return torch.stack(outputs, 2), State(weights={"W": W, "P": P}, spec_hash=problem.state.spec_hash)
