@@ -43,7 +43,10 @@ class Gate(Piece):
 @gate("none")
 @dataclass(frozen=True, kw_only=True)
 class NoGate(Gate):
-    """Nothing is forgotten but what the optimizer overwrites."""
+    """Nothing is forgotten but what the optimizer overwrites; so `order` makes no difference and is dropped."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "order", "first")
 
     def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
         return None
@@ -139,6 +142,6 @@ def check_log_decay(s: Signal) -> None:
     sign = {"mamba": -1, "logsigmoid": -1, "sigmoid": 1, "softplus": 1, "exp": 1}.get(s.map.kind)
     if not s.constant and sign is not None and sign * s.scale > 0:
         raise SpecError(
-            f"gate: map {s.map.kind!r} with scale {s.scale} gives positive log decays (weights would grow); "
+            f"gate.map={s.map.kind!r} with scale={s.scale} gives positive log decays (weights would grow); "
             f"use a negative scale, or a map whose values are <= 0: ['logsigmoid', 'mamba']"
         )

@@ -13,11 +13,11 @@ Nobody writes a closed form per mechanism: A, b, c, read are the optimizer's own
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .constant import constant
 from .inner_optim import Optimizer, Signals
 from .kernels.problem import Problem
 from .objectives import slopes
@@ -60,9 +60,9 @@ def is_linear(spec) -> bool:
     )
 
 
-@lru_cache(maxsize=None)
+@constant
 def check_superposition(optimizer: Optimizer) -> None:
-    """Catch a false `linear=True`: the three functions must be linear in (z, g) for arbitrary signals."""
+    """Catch a false `linear=True`: the three functions must be elementwise and linear in (z, g) for arbitrary signals."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -70,7 +70,8 @@ def check_superposition(optimizer: Optimizer) -> None:
 
     s = Signals({name: draw(1) for name in optimizer.signals()})
     n = 1 + len(optimizer.slots)
-    z1, z2, (g1, g2) = list(draw(n, 5)), list(draw(n, 5)), draw(2, 5)
+    size = torch.tensor([1e-4, 1e-2, 1.0, 1e2, 1e4], dtype=torch.float64)  # a threshold may lie anywhere
+    z1, z2, (g1, g2) = list(draw(n, 5) * size), list(draw(n, 5) * size), draw(2, 5) * size
     a, b = 0.7, -1.3
     mixed = tuple(a * x + b * y for x, y in zip(z1, z2, strict=True))
 
@@ -83,6 +84,10 @@ def check_superposition(optimizer: Optimizer) -> None:
     for name, x, y in zip(names, together, apart, strict=True):
         if not torch.allclose(x, y, rtol=1e-9, atol=1e-9):
             raise SpecError(f"optimizer {optimizer.kind!r} says linear=True, but its {name} is not linear in (z, g); set linear=False")
+    alone = [torch.cat(x) for x in zip(*(all_of(tuple(w[i : i + 1] for w in z1), g1[i : i + 1]) for i in range(5)), strict=True)]
+    for name, x, y in zip(names, all_of(tuple(z1), g1), alone, strict=True):
+        if not torch.allclose(x, y, rtol=1e-9, atol=1e-9):
+            raise SpecError(f"optimizer {optimizer.kind!r} says linear=True, but its {name} is not elementwise; set linear=False")
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ def folds_value_step(spec) -> bool:
     return step_enters_b_only(spec.optimizer)
 
 
-@lru_cache(maxsize=None)
+@constant
 def step_enters_b_only(optimizer: Optimizer) -> bool:
     """Probe whether point, read and the transition of a one-slot rule are free of its step."""
     zero, one = torch.zeros(()), torch.ones(())

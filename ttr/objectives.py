@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from .constant import constant
 from .piece import Piece
 from .registry import OBJECTIVES, SpecError, objective
 from .signals import Signal, signal
@@ -24,7 +26,23 @@ class Objective(Piece):
         """prediction, target: [dv] -> scalar; `s` holds the token's signals."""
         raise NotImplementedError(f"objective {self.kind!r} must define loss(prediction, target, s)")
 
+    def check(self, spec):
+        for name, s in self.signals().items():
+            if s.per not in ("head", "value"):
+                raise SpecError(
+                    f"objective.{name}.per={s.per!r}: a loss sees predictions, which have no {s.per} axis; "
+                    "choose from ['head', 'value']"
+                )
+        if self.quadratic and self.signals():
+            raise SpecError(
+                f"objective {self.kind!r} says quadratic=True, but has the signals {sorted(self.signals())}: "
+                "its slopes are probed once for all tokens"
+            )
+        if self.quadratic:
+            slopes(self, 3)
 
+
+@constant
 def slopes(objective: Objective, dv: int) -> tuple[float, float]:
     """Probe dL/dprediction = curvature * prediction - gain * target of a quadratic objective on dv channels."""
     gradient = torch.func.grad(lambda p, v: objective.loss(p, v, None))
@@ -32,7 +50,8 @@ def slopes(objective: Objective, dv: int) -> tuple[float, float]:
     curvature, gain = gradient(one, zero), -gradient(zero, one)
     x = torch.linspace(-2, 3, dv, dtype=torch.float64)
     y = torch.linspace(1, -4, dv, dtype=torch.float64)
-    if not torch.allclose(gradient(x, y), curvature * x - gain * y) or (curvature != curvature[0]).any() or (gain != gain[0]).any():
+    affine = all(torch.allclose(gradient(a * x, a * y), a * (curvature * x - gain * y)) for a in (1e-3, 1.0, 1e3))  # a kink may lie anywhere
+    if not affine or (curvature != curvature[0]).any() or (gain != gain[0]).any():
         raise SpecError(f"objective {objective.kind!r} says quadratic=True, but its gradient is not curvature*prediction - gain*target")
     return float(curvature[0]), float(gain[0])
 
@@ -71,10 +90,15 @@ class Huber(Objective):
 
     threshold: Signal = signal(1.0)
 
+    def check(self, spec):
+        super().check(spec)
+        if self.threshold.value is not None and not self.threshold.value > 0:
+            raise SpecError(f"objective.threshold={self.threshold.value}: expected > 0")
+
     def loss(self, prediction, target, s):
         error = (prediction - target).abs()
         inside = error.clamp(max=s.threshold)
-        return (0.5 * inside.square() + s.threshold * (error - inside)).sum()
+        return (inside * (error - 0.5 * inside)).sum()  # right for an infinite threshold too
 
 
 @objective("lp")
@@ -85,8 +109,8 @@ class Lp(Objective):
     p: float = 3.0
 
     def __post_init__(self):
-        if not self.p > 1:
-            raise SpecError(f"objective.p={self.p}: expected p > 1 (the gradient at zero error must exist)")
+        if not 1 < self.p < math.inf:
+            raise SpecError(f"objective.p={self.p}: expected 1 < p < inf (the gradient must exist, at zero error too)")
 
     def loss(self, prediction, target, s):
         error = prediction - target

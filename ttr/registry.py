@@ -15,12 +15,16 @@ class SpecError(ValueError):
     """A declaration that cannot be read or has no meaning; the message names the full key and the choices."""
 
 
-def unknown(what: str, got: object, choices: Iterable[str]) -> SpecError:
-    """The error for a name that is not one of `choices`, with a suggestion when one is close."""
+def choose_from(got: object, choices: Iterable[str]) -> str:
+    """`[choices].`, with a suggestion when one is close to what was got."""
     choices = sorted(choices)
     close = difflib.get_close_matches(str(got), choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return SpecError(f"{what}={got!r} is not known; choose from {choices}.{hint}")
+    return f"{choices}." + (f" Did you mean {close[0]!r}?" if close else "")
+
+
+def unknown(what: str, got: object, choices: Iterable[str]) -> SpecError:
+    """The error for a name that is not one of `choices`."""
+    return SpecError(f"{what}={got!r} is not known; choose from {choose_from(got, choices)}")
 
 
 class Registry(Generic[T]):
@@ -31,15 +35,17 @@ class Registry(Generic[T]):
         self.group = group
         self._classes: dict[str, type[T]] = {}
         self._aliases: dict[str, tuple[str, dict]] = {}
-        self._entry_points_loaded = False
 
     def register(self, kind: str) -> Callable[[type[T]], type[T]]:
         """Class decorator: enter a frozen dataclass under `kind`."""
 
         def enter(cls: type[T]) -> type[T]:
             params = getattr(cls, "__dataclass_params__", None)
-            if not is_dataclass(cls) or params is None or not params.frozen:
-                raise SpecError(f"{self.slot} kind {kind!r}: {cls.__name__} must be a @dataclass(frozen=True, kw_only=True)")
+            named = getattr(cls, "__name__", repr(cls))
+            if not isinstance(cls, type) or not is_dataclass(cls) or params is None or not params.frozen:
+                raise SpecError(f"{self.slot} kind {kind!r}: {named} must be a @dataclass(frozen=True, kw_only=True)")
+            if getattr(cls, "registry", None) is not self:
+                raise SpecError(f"{self.slot} kind {kind!r}: {named} must derive from the base class of this slot")
             if kind in self._aliases or self._classes.get(kind, cls).__qualname__ != cls.__qualname__:
                 raise SpecError(f"{self.slot} kind {kind!r} is registered already")
             cls.kind = kind  # type: ignore[attr-defined]
@@ -62,13 +68,25 @@ class Registry(Generic[T]):
     def get(self, kind: str, key: str | None = None) -> type[T]:
         """The class of `kind`; `key` is the full key the user wrote, for the error."""
         kind, _ = self.expand(kind)
-        if kind not in self._classes and not self._entry_points_loaded:
-            self._entry_points_loaded = True
-            for entry in entry_points(group=self.group):
-                self._classes.setdefault(entry.name, self.register(entry.name)(entry.load()))
         if kind not in self._classes:
-            raise unknown(f"{key or self.slot}.kind", kind, self.kinds())
+            self._load(kind, key or self.slot)
         return self._classes[kind]
+
+    def _load(self, kind: str, key: str) -> None:
+        """Enter what an installed package offers as `kind`: that entry point alone, so that no other can break it."""
+        offered = {entry.name: entry for entry in entry_points(group=self.group)}
+        if kind not in offered:
+            raise unknown(f"{key}.kind", kind, {*self.kinds(), *offered})
+        try:
+            cls = offered[kind].load()
+        except Exception as error:
+            raise SpecError(f"{key}.kind={kind!r}: {offered[kind].value!r}, which offers it, cannot be imported: {error!r}") from error
+        self.register(kind)(cls)
+
+    def holds(self, piece: object) -> bool:
+        """Whether `piece` is an instance of a registered class (or of an earlier definition of it, as notebooks make)."""
+        cls = self._classes.get(getattr(piece, "kind", ""))
+        return cls is not None and cls.__qualname__ == type(piece).__qualname__
 
 
 REGRESSORS: Registry = Registry("regressor", "ttr.regressors")
@@ -78,6 +96,8 @@ STEP_RULES: Registry = Registry("optimizer.step_rule", "ttr.step_rules")
 GATES: Registry = Registry("gate", "ttr.gates")
 STAGES: Registry = Registry("stage", "ttr.stages")
 SIGNAL_MAPS: Registry = Registry("map", "ttr.signal_maps")
+
+SLOTS = {"regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "gate": GATES}
 
 regressor = REGRESSORS.register
 objective = OBJECTIVES.register

@@ -5,15 +5,16 @@ Every error names the full key, the value that came, what was expected and the c
 
 from __future__ import annotations
 
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin
 
-from .registry import SIGNAL_MAPS, Registry, SpecError, unknown
-from .signals import Signal, SignalMap
+from .registry import SIGNAL_MAPS, Registry, SpecError, choose_from
+from .signals import Signal
 
 
 @lru_cache(maxsize=None)
@@ -34,6 +35,8 @@ def default_of(cls: type, name: str) -> Any:
 def parse_kind(registry: Registry, value: Any, key: str) -> Any:
     """A slot's value (bare word, mapping with `kind`, or an instance) -> the registered dataclass."""
     if is_dataclass(value) and not isinstance(value, type):
+        if not registry.holds(value):
+            raise SpecError(f"{key}={value!r}: {type(value).__name__} is not registered as a {registry.slot}; choose from {registry.kinds()}")
         return value
     if isinstance(value, str):
         value = {"kind": value}
@@ -48,11 +51,15 @@ def parse_kind(registry: Registry, value: Any, key: str) -> Any:
     _, preset = registry.expand(value["kind"])
     cls = registry.get(value["kind"], key)
     body = {**preset, **{k: v for k, v in value.items() if k != "kind"}}
-    for name in preset.keys() & value.keys():  # `implicit` with `step: {bias: 0}` keeps its softplus
-        if isinstance(value[name], Mapping) and "map" not in value[name] and isinstance(preset[name], str):
-            body[name] = {"map": preset[name], **value[name]}
-        elif name == "step_rule" and value[name] != preset[name]:
-            raise SpecError(f"{key}: kind {value['kind']!r} means step_rule {preset[name]!r}, got step_rule={value[name]!r}")
+    for name in preset.keys() & value.keys():
+        given = value[name]
+        if name == "step_rule":
+            word = given.get("kind", preset[name]) if isinstance(given, Mapping) else getattr(given, "kind", given)
+            if word != preset[name]:
+                raise SpecError(f"{key}: kind {value['kind']!r} means step_rule {preset[name]!r}, got step_rule={word!r}")
+            body[name] = {"kind": word, **given} if isinstance(given, Mapping) else given
+        elif isinstance(given, Mapping) and not {"map", "value"} & given.keys():
+            body[name] = {"map": preset[name], **given}  # `implicit` with `step: {bias: 0}` keeps its softplus
     return parse_fields(cls, body, key)
 
 
@@ -66,10 +73,9 @@ def parse_fields(cls: type, body: Mapping, key: str) -> Any:
         part = {name: body.pop(name) for name in list(body) if name not in own and name in hints(Signal)}
         if part:
             body[inline] = part
-    for name in body:
+    for name, value in body.items():
         if name not in known:
-            names = set(known) | (set(hints(Signal)) if inline else set())
-            raise unknown(f"{key}: field", name, names - {inline})
+            raise no_field(f"{key}.{name}", value, cls, (set(known) | (set(hints(Signal)) if inline else set())) - {inline})
     values = {n: parse(known[n], v, f"{key}.{n}" if n != inline else key, default_of(cls, n)) for n, v in body.items()}
     missing = [n for n in known if n not in values and default_of(cls, n) is MISSING]
     if missing:
@@ -80,27 +86,37 @@ def parse_fields(cls: type, body: Mapping, key: str) -> Any:
         raise SpecError(str(error) if key in str(error) else f"{key}: {error}") from None
 
 
+def no_field(key: str, value: Any, cls: type, names: set[str]) -> SpecError:
+    return SpecError(f"{key}={value!r}: {cls.__name__} has no such field; choose from {choose_from(key.rsplit('.', 1)[-1], names)}")
+
+
 def parse_signal(value: Any, key: str, default: Any) -> Signal:
     """A number, a map name or a mapping -> Signal; what a mapping leaves out is taken from the field's default."""
     if isinstance(value, Signal):
         return value
     base = default if isinstance(default, Signal) else Signal()
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return Signal(value=float(value), per=base.per if base.per != "key" else "head")
+        return Signal(value=parse(float, value, key))
     body = {"map": value} if isinstance(value, str) else value
     if not isinstance(body, Mapping):
         raise SpecError(f"{key}={value!r}: a signal is a number, a map name ({SIGNAL_MAPS.kinds()}) or a mapping")
     body = dict(body)
     merged = {name: getattr(base, name) for name in hints(Signal) if name != "value"}
-    if body.get("value") is not None and set(body) - {"value", "per"}:
-        raise SpecError(f"{key}: a constant (value={body['value']!r}) takes no other fields, got {sorted(set(body) - {'value', 'per'})}")
+    if body.get("value") is not None:
+        if set(body) - {"value", "per"}:
+            extra = sorted(set(body) - {"value", "per"})
+            raise SpecError(f"{key}: a constant (value={body['value']!r}) takes no other fields, got {extra}")
+        return Signal(**{n: parse(hints(Signal)[n], v, f"{key}.{n}") for n, v in body.items()})
     if "map" in body:
         body["map"] = parse_kind(SIGNAL_MAPS, body["map"], f"{key}.map")
     for name, item in body.items():
         if name not in hints(Signal):
-            raise unknown(f"{key}: field", name, hints(Signal))
+            raise no_field(f"{key}.{name}", item, Signal, set(hints(Signal)))
         merged[name] = item if name == "map" else parse(hints(Signal)[name], item, f"{key}.{name}", MISSING)
-    return Signal(**merged)
+    try:
+        return Signal(**merged)
+    except SpecError as error:
+        raise SpecError(f"{key}.{error}") from None
 
 
 def parse(hint: Any, value: Any, key: str, default: Any = MISSING) -> Any:
@@ -110,14 +126,12 @@ def parse(hint: Any, value: Any, key: str, default: Any = MISSING) -> Any:
         return value
     if hint is Signal:
         return parse_signal(value, key, default)
-    if isinstance(hint, type) and issubclass(hint, SignalMap):
-        return parse_kind(SIGNAL_MAPS, value, key)
     registry = getattr(hint, "registry", None)
     if registry is not None:
         return parse_kind(registry, value, key)
     if origin is Literal:
-        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
-            raise unknown(key, value, [str(a) for a in args])
+        if not any(type(value) is type(a) and value == a for a in args):
+            raise SpecError(f"{key}={value!r}: expected one of {choose_from(value, (str(a) for a in args))}")
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -130,9 +144,10 @@ def parse(hint: Any, value: Any, key: str, default: Any = MISSING) -> Any:
                 return parse(arg, value, key, default)
             except SpecError as error:
                 errors.append(str(error))
-        raise SpecError(errors[0] if len(errors) == 1 else f"{key}={value!r}: " + "; or ".join(e.split(": ", 1)[-1] for e in errors))
+        prefix = f"{key}={value!r}: "
+        raise SpecError(errors[0] if len(errors) == 1 else prefix + "; or ".join(e.removeprefix(prefix).rstrip(".") for e in errors))
     if origin is tuple:
-        if isinstance(value, (str, Mapping)) or not isinstance(value, (list, tuple)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
             raise SpecError(f"{key}={value!r}: expected a list")
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(parse(args[0], v, f"{key}[{i}]") for i, v in enumerate(value))
@@ -159,35 +174,41 @@ def parse(hint: Any, value: Any, key: str, default: Any = MISSING) -> Any:
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SpecError(f"{key}={value!r}: expected a number, got {type(value).__name__}")
+        if math.isnan(value):
+            raise SpecError(f"{key}={value!r}: expected a number")
         return float(value)
     raise SpecError(f"{key}: ttr cannot read fields of type {hint!r}")
 
 
-def dump(value: Any, full: bool = False) -> Any:
-    """The plain-data form of a piece; `full` also writes fields that hold their default."""
+def dump(value: Any, full: bool = False, default: Any = None) -> Any:
+    """The plain-data form of a piece; `full` also writes fields that hold their default.
+
+    default: what a signal's field holds when nothing is declared, from which `parse_signal` fills the gaps.
+    """
     if isinstance(value, Signal):
-        if value.constant and (value.per == "head"):
-            return value.value
-        body = {"map": dump(value.map, full)} if not value.constant else {"value": value.value}
+        if value.constant:
+            return value.value if value.per == "head" else {"value": value.value, "per": value.per}
+        base = default if isinstance(default, Signal) else Signal()
+        body: dict[str, Any] = {"map": dump(value.map, full)}
         body |= {
             n: dump(getattr(value, n), full)
             for n in hints(Signal)
-            if n not in ("map", "value") and (full or getattr(value, n) != default_of(Signal, n)) and not (value.constant and n != "per")
+            if n not in ("map", "value") and (full or getattr(value, n) != getattr(base, n))
         }
         return body["map"] if list(body) == ["map"] and isinstance(body["map"], str) else body
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         inline = getattr(cls, "inline_signal", None)
-        body: dict[str, Any] = {}
+        body = {}
         if hasattr(cls, "kind"):
             body["kind"] = cls.kind  # type: ignore[attr-defined]
         for name in hints(cls):
             item = getattr(value, name)
             if not full and item == default_of(cls, name):
                 continue
-            data = dump(item, full)
-            if name == inline and isinstance(item, Signal) and not item.constant:
-                body |= data if isinstance(data, Mapping) else {"map": data}
+            data = dump(item, full, default_of(cls, name))
+            if name == inline:
+                body |= data if isinstance(data, Mapping) else {"map" if isinstance(data, str) else "value": data}
             else:
                 body[name] = data
         if not full and hasattr(cls, "kind") and list(body) == ["kind"]:

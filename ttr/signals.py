@@ -22,7 +22,7 @@ class SignalMap:
     """An elementwise map from a pre-activation z: [..., Hv, width] to a signal's value before `scale`."""
 
     kind: ClassVar[str]
-    shorthand: ClassVar[str | None] = None
+    registry: ClassVar = SIGNAL_MAPS
 
     def init_params(self, n_heads: int, width: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Learned constants of the map, each with leading [n_heads]."""
@@ -86,6 +86,12 @@ class Mamba(SignalMap):
     A: tuple[float, float] = (1.0, 16.0)
     dt: tuple[float, float] = (1e-3, 1e-1)
 
+    def __post_init__(self):
+        if not 0 <= self.A[0] <= self.A[1]:
+            raise SpecError(f"mamba.A={list(self.A)}: expected [low, high] with 0 <= low <= high")
+        if not 0 < self.dt[0] <= self.dt[1]:
+            raise SpecError(f"mamba.dt={list(self.dt)}: expected [low, high] with 0 < low <= high")
+
     def init_params(self, n_heads, width, generator=None):
         A = torch.empty(n_heads).uniform_(*self.A, generator=generator).clamp_min(1e-4)
         lo, hi = (math.log(x) for x in self.dt)
@@ -111,7 +117,7 @@ class Signal:
     value_t = scale * map(cap(W source_t + bias)), cap(z) = softcap * tanh(z / softcap).
     per: one number per head, per key channel, per value channel, or per weight tensor of the regressor.
     rank: width of a bottleneck in the projection (`head_dim` for the layer's head size).
-    bias: initial bias before the map; [lo, hi] = linspace over heads; None = no bias.
+    bias: initial bias before the map; [lo, hi] = linspace over the heads and their channels; None = no bias.
     source: what is projected (the input, the shifted input, the concatenated q, k, v, or v).
     tie: reuse another signal's inner quantity instead of projecting (`gate.dt`: Mamba-2).
     """
@@ -126,6 +132,19 @@ class Signal:
     bias: float | tuple[float, float] | None = None
     source: Literal["x", "shift", "qkv", "v"] = "x"
     tie: Literal["gate.dt"] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.rank, int) and self.rank < 1:
+            raise SpecError(f"rank={self.rank}: expected at least 1, `head_dim` or null")
+        if self.softcap is not None and not self.softcap > 0:
+            raise SpecError(f"softcap={self.softcap}: expected > 0 or null")
+        if self.rank is None and self.rank_activation != "none":
+            raise SpecError(f"rank_activation={self.rank_activation!r} acts inside a bottleneck: it needs rank")
+        if self.tie is not None:
+            own = {"rank": self.rank, "bias": self.bias, "softcap": self.softcap, "source": None if self.source == "x" else self.source}
+            given = [name for name, value in own.items() if value is not None]
+            if given:
+                raise SpecError(f"tie={self.tie!r} takes another signal's quantity and projects nothing of its own, got {given}")
 
     @property
     def constant(self) -> bool:

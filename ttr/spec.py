@@ -6,8 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
-from importlib import resources
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,14 +16,15 @@ from torch import Tensor
 from . import gates, inner_optim, objectives, regressors, stages  # noqa: F401  (they fill the registries)
 from .gates import Gate, NoGate
 from .inner_optim import SGD, Delta, Optimizer, Solver
-from .objectives import L2, Dot, Objective
-from .registry import GATES, OBJECTIVES, OPTIMIZERS, REGRESSORS, STAGES, SpecError, unknown
+from .objectives import L2, Dot
+from .registry import OBJECTIVES, OPTIMIZERS, SLOTS, STAGES, SpecError
 from .regressors import Linear, Regressor
-from .schema import dump, hints, parse_fields, parse_kind
+from .schema import dump, parse, parse_kind
 from .signals import Signal
+from .sources import presets, read
 from .stages import Stage
 
-SLOTS = {"regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "gate": GATES}
+RESERVED = {"q", "k", "v", "spec", "params", "write_key", "scale", "initial_state", "cu_seqlens", "path"}  # arguments of regress
 STREAMS = ("q", "k", "write_key", "v", "output")
 
 
@@ -68,6 +68,8 @@ class Layer:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SpecError(f"layer.{name}={value}: expected > 0")
+        if self.n_heads is not None and self.n_key_heads is not None and self.n_heads % self.n_key_heads:
+            raise SpecError(f"layer.n_key_heads={self.n_key_heads} does not divide layer.n_heads={self.n_heads}")
         for stream in STREAMS[:-1]:
             for s in getattr(self, stream) or ():
                 if s.output_only:
@@ -97,6 +99,9 @@ class Spec:
     layer: Layer = field(default_factory=Layer)
 
     def __post_init__(self):
+        for slot, registry in SLOTS.items():
+            if getattr(self, slot) is not None:
+                object.__setattr__(self, slot, parse_kind(registry, getattr(self, slot), slot))
         self._set_objective()
         if type(self.optimizer) is SGD and isinstance(self.objective, L2):
             values = {f.name: getattr(self.optimizer, f.name) for f in fields(SGD)}
@@ -134,9 +139,24 @@ class Spec:
         if self.layer.write_key is not None and not separate:
             raise SpecError("layer.write_key is a stream of optimizer.write_key='separate', which is not declared")
         names = [name for piece in self._pieces() for name in piece.signals()]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise SpecError(f"two pieces declare the signal {sorted(twice)}; rename it in one of them")
+        for name in names:
+            owners = [f"{p.registry.slot} {p.kind!r}" for p in self._pieces() if name in p.signals()]
+            if len(owners) > 1:
+                raise SpecError(f"{' and '.join(owners)} both declare the signal {name!r}; rename it in one of them")
+            if name in RESERVED:
+                raise SpecError(f"{owners[0]} declares the signal {name!r}, but ttr.regress has an argument of that name; rename it")
+        self._check_ties()
+
+    def _check_ties(self) -> None:
+        gate = self.gate.signals().get("log_decay")
+        for piece in (*self._pieces(), *(self.layer.output or ())):
+            for name, s in piece.signals().items():
+                if s.tie is None:
+                    continue
+                if gate is None or gate.constant or not hasattr(gate.map, "dt_of"):
+                    raise SpecError(f"{name}.tie={s.tie!r} is the time step of a gate with map mamba; there is none")
+                if gate.per != s.per:
+                    raise SpecError(f"{name}.tie={s.tie!r}: the gate is per {gate.per}, {name} per {s.per}; they must agree")
 
     def _pieces(self) -> list[Any]:
         return [p for p in (self.regressor, self.objective, self.optimizer, self.gate) if p is not None]
@@ -200,21 +220,25 @@ class Spec:
                     out[f.name] = data
         return out
 
-    def to_yaml(self) -> str:
+    def to_yaml(self, full: bool = False) -> str:
         from omegaconf import OmegaConf
 
-        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict(full)))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Twelve hex digits that two Specs share exactly when they declare the same layer (the name does not count)."""
-        body = {k: v for k, v in self.to_dict(full=True).items() if k != "name"}
+        body = {k: _floats(v) for k, v in self.to_dict(full=True).items() if k != "name"}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def presets() -> list[str]:
-    """The names of the declarations that come with ttr; each is a YAML file in ttr/presets."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files(__package__).joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+def _floats(data: Any) -> Any:
+    """Plain data in which 4 and 4.0 are one number, as they are to ==."""
+    if isinstance(data, dict):
+        return {k: _floats(v) for k, v in data.items()}
+    if isinstance(data, list):
+        return [_floats(v) for v in data]
+    return float(data) if isinstance(data, int) and not isinstance(data, bool) else data
 
 
 def spec(source: str | Path | Mapping | Spec, **overrides: Any) -> Spec:
@@ -227,104 +251,23 @@ def spec(source: str | Path | Mapping | Spec, **overrides: Any) -> Spec:
         return source
     if isinstance(source, str) and not overrides and source in presets():
         return _preset(source)
-    return _resolve(_merge(_mapping(source), _nest(overrides)))
+    return _resolve(read(source, overrides))
 
 
 @lru_cache(maxsize=None)
 def _preset(name: str) -> Spec:
-    return _resolve(_mapping(name))
-
-
-def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *path, last = key.split(".")
-        inner = {last: value}
-        for part in reversed(path):
-            inner = {part: inner}
-        out = _merge(out, inner)
-    return out
-
-
-def _mapping(source: Any, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The raw mapping behind a source, its `base` merged in, `qk` spelled out."""
-    if isinstance(source, Spec):
-        return source.to_dict()
-    if isinstance(source, (str, Path)):
-        source = _read_yaml(source)
-    if not isinstance(source, Mapping):
-        raise SpecError(f"spec={source!r}: expected a preset name, a YAML path, a mapping or a Spec, got {type(source).__name__}")
-    body = {str(k): v for k, v in source.items()}
-    for key in body:
-        if key not in (*hints(Spec), "base"):
-            raise unknown("spec: key", key, [*hints(Spec), "base"])
-    if isinstance(body.get("layer"), Mapping) and "qk" in body["layer"]:
-        layer = dict(body["layer"])
-        both = layer.pop("qk")
-        clash = [s for s in ("q", "k") if s in layer]
-        if clash:
-            raise SpecError(f"layer.qk sets q and k, but layer.{clash[0]} is given too")
-        body["layer"] = {**layer, "q": both, "k": both}
-    base = body.pop("base", None)
-    if base is None:
-        return body
-    if str(base) in seen:
-        raise SpecError(f"base={base!r} leads back to itself through {list(seen)}")
-    merged = _merge(_mapping(base, (*seen, str(base))), body)
-    if "name" not in body:
-        merged.pop("name", None)
-    return merged
-
-
-def _read_yaml(source: str | Path) -> Any:
-    from omegaconf import OmegaConf
-
-    name = str(source)
-    if name in presets():
-        text = resources.files(__package__).joinpath("presets", f"{name}.yaml").read_text()
-        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise SpecError(f"spec={name!r}: there is no such file")
-        return OmegaConf.to_container(OmegaConf.load(name), resolve=True)
-    raise unknown("spec", name, presets())
-
-
-def _merge(base: Any, over: Any) -> Any:
-    """`over` on top of `base`: mappings without `kind` merge key by key, anything else replaces."""
-    if not (isinstance(over, Mapping) and "kind" not in over):
-        return over
-    if isinstance(base, str):  # a bare word is shorthand for {kind: word} (a signal's is {map: word}; both merge alike)
-        base = {"map": base} if base in _signal_map_words() else {"kind": base}
-    if not isinstance(base, Mapping):
-        return dict(over)
-    return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in over.items()}}
-
-
-def _signal_map_words() -> list[str]:
-    from .registry import SIGNAL_MAPS
-
-    return SIGNAL_MAPS.kinds()
+    return _resolve(read(name))
 
 
 def _resolve(body: Mapping[str, Any]) -> Spec:
     values: dict[str, Any] = {}
     for key, value in body.items():
+        if value is None:
+            continue
         if key in SLOTS:
-            if value is not None or key == "gate":
-                values[key] = parse_kind(SLOTS[key], value, key)
-        elif key in ("read", "layer"):
-            cls: type = Read if key == "read" else Layer
-            if isinstance(value, cls):
-                values[key] = value
-                continue
-            if key == "read" and isinstance(value, str):
-                value = {"at": value}
-            if not isinstance(value, Mapping):
-                raise SpecError(f"{key}={value!r}: expected a mapping with {sorted(hints(cls))}")
-            values[key] = parse_fields(cls, value, key)
+            values[key] = parse_kind(SLOTS[key], value, key)
         elif key == "name":
-            values[key] = str(value) if value is not None else None
+            values[key] = str(value)
         else:
-            raise unknown("spec: key", key, hints(Spec))
+            values[key] = parse(Read if key == "read" else Layer, value, key)
     return Spec(**values)

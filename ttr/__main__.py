@@ -1,0 +1,104 @@
+"""The command line: `python -m ttr list`, `python -m ttr explain NAME-or-YAML [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .explanation import explain
+from .explanation.sources import PRESETS, short
+from .explanation.text import describe
+from .lowering import select_path
+from .registry import GATES, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, SpecError
+from .spec import presets, spec
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code, 2 for a declaration or a size that has no meaning."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without these letters shows `?`
+    options = _parser().parse_args(arguments)
+    try:
+        print(options.run(options), flush=True)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError as error:  # SpecError among them
+        print(f"ttr: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ttr", description="Layers that learn while they read: what there is, and what one does.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="the published mechanisms that come with ttr, and the kinds for every slot")
+    listing.set_defaults(run=lambda options: listing_text())
+    page = commands.add_parser(
+        "explain", help="recurrence, coefficients, neighbours, path, costs and sources of a declaration",
+        epilog="example: python -m ttr explain kda optimizer=momentum optimizer.nesterov=true --d-model 1024",
+    )  # fmt: skip
+    page.add_argument("source", metavar="NAME-or-YAML", help="a preset (see list) or a YAML file")
+    page.add_argument("overrides", metavar="key=value", nargs="*", help="changes to the declaration, as optimizer.steps=2 or gate=vector")
+    page.add_argument("--d-model", type=int, metavar="D", help="width of the layer whose costs are given (default: one head)")
+    page.add_argument("--length", type=int, default=2048, metavar="T", help="tokens (default: %(default)s)")
+    page.set_defaults(run=_explain)
+    return parser
+
+
+def _explain(options: argparse.Namespace) -> str:
+    declaration = spec(options.source, **overrides(options.overrides))
+    return str(explain(declaration, d_model=options.d_model, T=options.length))
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as the keyword arguments of `ttr.spec`; values are YAML.
+
+    `optimizer=momentum optimizer.nesterov=true` is the optimizer {kind: momentum, nesterov: true}.
+    """
+    from omegaconf import OmegaConf
+
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"{pair!r}: expected key=value, as optimizer.steps=2")
+        try:
+            given[key] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=True)["value"]  # type: ignore[index, call-overload]
+        except Exception as error:
+            raise SpecError(f"{key}={value!r} is no YAML value: {error}") from None
+    for slot in ("regressor", "objective", "optimizer", "gate"):
+        if isinstance(given.get(slot), str) and any(key.startswith(f"{slot}.") for key in given):
+            given[slot] = {"kind": given[slot]}
+    return given
+
+
+def listing_text() -> str:
+    """The presets as a table, and the registered kinds per slot."""
+    header = ("name", "regressor", "objective", "optimizer", "gate", "path", "source")
+    rows = [header, *(_row(name) for name in presets())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    table = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table.insert(1, "  ".join("─" * w for w in widths))
+    registries = {
+        "regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "optimizer.step_rule": STEP_RULES,
+        "gate": GATES, "a signal's map": SIGNAL_MAPS, "a layer's stages": STAGES,
+    }  # fmt: skip
+    width = max(len(slot) for slot in registries)
+    kinds = [f"{slot.ljust(width)}  {', '.join(registry.kinds())}" for slot, registry in registries.items()]
+    return "\n".join([*table, "", "Registered kinds", *kinds])
+
+
+def _row(name: str) -> tuple[str, ...]:
+    declaration = spec(name)
+    slots = [describe(declaration, slot) for slot in ("regressor", "objective", "optimizer", "gate")]
+    path, _ = select_path(declaration)
+    sources = PRESETS.get(name, ())
+    return name, *slots, path, short(sources[-1]) if sources else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

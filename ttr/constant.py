@@ -1,0 +1,22 @@
+"""Facts about a declaration that are worked out once and are constants to torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TypeVar
+
+import torch
+
+R = TypeVar("R")
+
+
+def constant(fn: Callable[..., R]) -> Callable[..., R]:
+    """Cache a pure function of hashable declarations; a compiled caller does not trace into it."""
+    cached = lru_cache(maxsize=None)(fn)
+
+    @wraps(fn)
+    def call(*args):
+        return cached(*args)
+
+    return torch.compiler.assume_constant_result(call)
