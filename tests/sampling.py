@@ -23,15 +23,15 @@ class Sampler:
         self.rate = rate
 
     def spec(self) -> ttr.Spec:
-        """The Spec of a random declaration; draws until the pieces have a meaning together."""
+        """The Spec of a random declaration of a random regressor; draws until its pieces have a meaning together."""
+        regressor = self.random.choice(REGRESSORS.kinds())
         while True:
             try:
-                return ttr.spec(self.declaration())
+                return ttr.spec(self.declaration(regressor))
             except ttr.SpecError:
                 continue
 
-    def declaration(self) -> dict[str, Any]:
-        regressor = self.random.choice(REGRESSORS.kinds())
+    def declaration(self, regressor: str) -> dict[str, Any]:
         body: dict[str, Any] = {"regressor": self.piece(REGRESSORS, regressor)}
         if regressor != "kernel":
             solvers = ("cg", "cholesky", "rls")

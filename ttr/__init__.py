@@ -1,5 +1,6 @@
 """ttr: test-time regression. Declare a layer that learns while it reads; run it the fastest exact way."""
 
+from .explanation import explain
 from .gates import Gate
 from .inner_optim import Optimizer, Solver, StepRule
 from .kernels.api import regress
@@ -16,7 +17,7 @@ from .state import State
 
 __all__ = [
     "LM", "Block", "Gate", "LMState", "Mixer", "MixerState", "Objective", "Optimizer", "Regressor", "Signal",
-    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "diagnose", "gate", "linear",
+    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "diagnose", "explain", "gate", "linear",
     "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor", "select_path", "signal",
     "signal_map", "spec", "stage", "step_rule", "zeros",
 ]  # fmt: skip

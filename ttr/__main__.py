@@ -21,7 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code, 2 for a declaration or a size that has no meaning."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these letters shows `?`
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, words = parser.parse_known_args(arguments)
+    if any(word.startswith("-") or "=" not in word for word in words) or (words and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    if words:  # key=value after an option
+        options.overrides += words
     try:
         print(options.run(options), flush=True)
     except BrokenPipeError:  # the reader (head, less) has seen enough
@@ -97,7 +102,7 @@ def _row(name: str) -> tuple[str, ...]:
     slots = [describe(declaration, slot) for slot in ("regressor", "objective", "optimizer", "gate")]
     path, _ = select_path(declaration)
     sources = PRESETS.get(name, ())
-    return name, *slots, path, short(sources[-1]) if sources else ""
+    return name, *slots, path, short(sources[0]) if sources else ""
 
 
 if __name__ == "__main__":

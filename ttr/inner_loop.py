@@ -10,7 +10,7 @@
     o_t = predict(read(z, s), q_t), if read: after
 
 One head at a time, batch and heads by torch.func.vmap. Nobody optimises this file. The least-squares and kernel
-regressors take no gradient; their definitions are in kernels/torch/least_squares.py and kernels/torch/attention.py.
+regressors take no gradient; their definitions are in least_squares.py and kernels/torch/attention.py.
 """
 
 from __future__ import annotations

@@ -235,8 +235,8 @@ def targets(spec) -> dict[str, str]:
     if spec.regressor.family == "least_squares":
         solver = spec.optimizer.kind
         read = {"chunk": f"least squares: gated statistics chunk by chunk, {solver} at the read", "recurrent": f"least squares: token by token, {solver} at the read"}
-        if solver == "rls":
-            read = {"recurrent": "recursive least squares carries the inverse from token to token"}
+        if solver == "rls" and spec.gate.kind != "none":  # under wind-up the inverse is best carried from token to token
+            read = {"recurrent": "recursive least squares carries the inverse from token to token", "chunk": read["chunk"]}
         return {**read, "definition": "the normal equations solved densely at every token"}
     if not is_linear(spec) and not why_not_dual(spec):
         kind = "one step per mini-batch on the summed gradient" if spec.optimizer.accumulate else "masked attention inside it, layer by layer"

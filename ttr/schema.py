@@ -24,8 +24,9 @@ def hints(cls: type) -> dict[str, Any]:
     return {f.name: resolved[f.name] for f in fields(cls) if f.init}
 
 
+@lru_cache(maxsize=None)
 def default_of(cls: type, name: str) -> Any:
-    """The default of a dataclass field, or MISSING."""
+    """The default of a dataclass field, or MISSING; pieces are frozen, so one serves all."""
     for f in fields(cls):
         if f.name == name:
             return f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import gates, inner_optim, objectives, regressors, stages  # noqa: F401  (they fill the registries)
+from .constant import constant
 from .gates import Gate, NoGate
 from .inner_optim import SGD, Delta, Optimizer, Solver
 from .objectives import L2, Dot
@@ -225,11 +226,16 @@ class Spec:
 
         return OmegaConf.to_yaml(OmegaConf.create(self.to_dict(full)))
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """Twelve hex digits that two Specs share exactly when they declare the same layer (the name does not count)."""
-        body = {k: _floats(v) for k, v in self.to_dict(full=True).items() if k != "name"}
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash_of(self)
+
+
+@constant
+def _hash_of(spec: Spec) -> str:
+    body = {k: _floats(v) for k, v in spec.to_dict(full=True).items() if k != "name"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _floats(data: Any) -> Any:

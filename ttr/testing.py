@@ -33,13 +33,15 @@ class Inputs:
     initial_state: Tensor | State | None = None
     cu_seqlens: Tensor | None = None
 
-    def to(self, dtype: torch.dtype) -> Inputs:
+    def to(self, to: torch.dtype | torch.device | str) -> Inputs:
+        """The same call in another dtype or on another device."""
         state = self.initial_state
         return replace(
             self,
-            tensors={n: t.to(dtype) for n, t in self.tensors.items()},
-            params={n: t.to(dtype) for n, t in self.params.items()},
-            initial_state=state.to(dtype) if isinstance(state, Tensor) else state,
+            tensors={n: t.to(to) for n, t in self.tensors.items()},
+            params={n: t.to(to) for n, t in self.params.items()},
+            initial_state=state.to(to) if isinstance(state, Tensor) else state,
+            cu_seqlens=self.cu_seqlens if self.cu_seqlens is None or isinstance(to, torch.dtype) else self.cu_seqlens.to(to),
         )
 
     def tokens(self, a: int, b: int) -> Inputs:

@@ -133,7 +133,7 @@ def test_paths_are_the_definition(name, T):
 
 @pytest.mark.parametrize("name", [name for name in SPECS if "constant" in name and "none" not in name])
 def test_extreme_gates(name):
-    problem = make(SPECS[name], 40, extreme=True)
+    problem = make(SPECS[name], 24, extreme=True)
     expected = everything(least_squares.definition, problem)
     for run in (least_squares.recurrent, chunk(8), chunk(64)):
         same(everything(run, problem), expected)

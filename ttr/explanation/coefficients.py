@@ -72,15 +72,19 @@ def signal_symbol(name: str, subscript: str = "") -> str:
     return GREEK.get(name, name) + subscript
 
 
+def rescaled(spec: Spec) -> bool:
+    """Whether a step rule makes another step of the declared one."""
+    return isinstance(spec.optimizer, Optimizer) and spec.optimizer.step_rule.kind != "plain"
+
+
 def step_symbol(spec: Spec, subscript: str = "") -> str:
-    """The step that is taken: primed where a step rule rescales the declared one."""
-    rescaled = spec.optimizer.step_rule.kind != "plain"
-    return f"{GREEK['step']}{'′' if rescaled else ''}{subscript}"
+    """The step that is taken: primed where it is not the declared one."""
+    return f"{GREEK['step']}{'′' if rescaled(spec) else ''}{subscript}"
 
 
 def gate_symbol(spec: Spec, subscript: str = "") -> str:
     """The factor the gate keeps; without a subscript where it does not depend on the token."""
-    return GREEK["log_decay"] + (subscript if spec.gate.signals() else "")
+    return GREEK["log_decay"] + (subscript if any(not s.constant for s in spec.gate.signals().values()) else "")
 
 
 def probe(spec: Spec, subscript: str = "") -> Probe | None:
@@ -139,9 +143,8 @@ def _signal_symbols(spec: Spec, subscript: str) -> tuple[dict[str, Symbol], dict
     """The optimizer's signals as symbols, or as the number that is declared, and the axis of each symbol."""
     values, per = {}, {}
     for name, s in spec.optimizer.signals().items():
-        rescaled = name == "step" and spec.optimizer.step_rule.kind != "plain"
         word = step_symbol(spec, subscript) if name == "step" else signal_symbol(name, subscript)
-        if s.constant and not rescaled:
+        if s.constant and not (name == "step" and rescaled(spec)):
             values[name] = Symbol.lift(s.value)
         else:
             values[name] = Symbol.named(word)
@@ -251,10 +254,9 @@ def slope_symbols(spec: Spec) -> tuple[Symbol, Symbol]:
 
 def step_rule_line(spec: Spec, subscript: str) -> str | None:
     """How the step that is taken follows from the declared one, or None where it is the declared one."""
-    rule = getattr(spec.optimizer, "step_rule", None)
-    if rule is None or rule.kind == "plain":
+    if not rescaled(spec):
         return None
-    declared = spec.optimizer.step
+    rule, declared = spec.optimizer.step_rule, spec.optimizer.step
     step = Symbol.lift(declared.value) if declared.constant else Symbol.named(signal_symbol("step", subscript))
     curvature = slopes(spec.objective, 2)[0]
     try:

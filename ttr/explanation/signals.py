@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..signals import Mamba, Signal
 from ..spec import Spec
-from .coefficients import gate_symbol, signal_symbol, step_symbol
+from .coefficients import gate_symbol, rescaled, signal_symbol, step_symbol
 from .recurrence import summary
 from .symbols import Symbol
 
@@ -42,10 +42,10 @@ def legend(spec: Spec, note: SignalNote) -> str:
     """`β = step, per head: sigmoid(w x)`; a decay's symbol is the factor that is kept."""
     if note.name == "log_decay":
         return f"{note.symbol} = exp(log_decay), {AXES[note.per]}: log_decay = {note.value}"
-    if note.constant is not None and step_symbol(spec) != f"{note.symbol}′":
-        return f"{note.symbol} = {note.name}: the number {note.value}"
-    used = "" if note.name != "step" or step_symbol(spec) == note.symbol else f", taken as {step_symbol(spec)}"
-    return f"{note.symbol} = {note.name}, {AXES[note.per]}: {note.value}{used}"
+    taken = f", taken as {step_symbol(spec)}" if note.name == "step" and rescaled(spec) else ""
+    if note.constant is not None:
+        return f"{note.symbol} = {note.name}: the number {note.value}{taken}"
+    return f"{note.symbol} = {note.name}, {AXES[note.per]}: {note.value}{taken}"
 
 
 def _value(s: Signal, spec: Spec) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from ..spec import Spec
+from ..spec import Spec, presets
+from ..spec import spec as read_spec
 from .coefficients import Coefficients
 from .place import Neighbour
 from .recurrence import slot_letters
@@ -46,7 +47,8 @@ def title(spec: Spec) -> str:
     """The name and the five slots on one line, underlined."""
     slots = [("regressor", describe(spec, "regressor")), ("objective", describe(spec, "objective"))]
     slots += [("optimizer", describe(spec, "optimizer")), ("gate", describe(spec, "gate")), ("read", spec.read.at)]
-    line = f"{spec.name or 'unnamed'}: " + " · ".join(f"{slot} {value}" for slot, value in slots if value != "-")
+    changed = " (changed)" if spec.name in presets() and spec != read_spec(spec.name) else ""
+    line = f"{spec.name or 'unnamed'}{changed}: " + " · ".join(f"{slot} {value}" for slot, value in slots if value != "-")
     return f"{line}\n{'─' * min(len(line), WIDTH)}"
 
 

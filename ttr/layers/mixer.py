@@ -93,10 +93,7 @@ class Mixer(nn.Module):
         """Of the declaration's signals and of the output gates, which are called output_0, ... by their place."""
         heads, steps = self.sizes.heads, self.spec.steps
         signals: dict[str, Signal] = dict(self.spec.signals())
-        sizes = {
-            name: SignalSize(heads, s.width(self.dk, self.dv), steps if name == "step" and steps > 1 else None)
-            for name, s in signals.items()
-        }
+        sizes = {name: SignalSize(heads, s.width(self.dk, self.dv), steps if name == "step" and steps > 1 else None) for name, s in signals.items()}
         for i, stage in enumerate(self.spec.layer.output or ()):
             if isinstance(stage, OutputGate):
                 signals[f"output_{i}"] = gate = stage.gate_signal  # type: ignore[attr-defined]
@@ -157,9 +154,7 @@ class Mixer(nn.Module):
         y, state = self._run(x_t[:, None], state, None)
         return y[:, 0], state
 
-    def init_state(
-        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> MixerState:
+    def init_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """The state before the first token. dtype: of the layer's activations (the memory is float32, or float64)."""
         device = self.o_proj.weight.device if device is None else torch.device(device)
         dtype = self.o_proj.weight.dtype if dtype is None else dtype
@@ -236,10 +231,7 @@ class Mixer(nn.Module):
         call.signals = self.signals(call)
         if "write_key" in streams:
             call.streams["write_key"] = streams["write_key"](project("write_key"), call)
-        pairs = {
-            name: x if self.pairs == 1 or name == "q" else x.unflatten(2, (self.pairs, -1))
-            for name, x in call.streams.items()
-        }
+        pairs = {name: x if self.pairs == 1 or name == "q" else x.unflatten(2, (self.pairs, -1)) for name, x in call.streams.items()}
 
         params, declared, gate = dict(self.params.items()), self.spec.signals(), self.spec.gate
         signals = {name: call.signals[name] for name in declared if name in call.signals}

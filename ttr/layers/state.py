@@ -77,6 +77,4 @@ pytree.register_pytree_node(
     lambda children, _: MixerState(*children),
     serialized_type_name="ttr.MixerState",
 )
-pytree.register_pytree_node(
-    LMState, lambda s: (list(s.layers), None), lambda c, _: LMState(tuple(c)), serialized_type_name="ttr.LMState"
-)
+pytree.register_pytree_node(LMState, lambda s: (list(s.layers), None), lambda c, _: LMState(tuple(c)), serialized_type_name="ttr.LMState")

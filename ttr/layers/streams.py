@@ -94,9 +94,7 @@ def build_projection(name: str, streams: dict[str, Stream], d_model: int) -> nn.
     if proj.share is not None:
         other = streams.get(proj.share)
         if other is None or other.proj.share is not None or other is stream:
-            raise SpecError(
-                f"layer.{name}: proj.share={proj.share!r} must name another stream with a projection of its own"
-            )
+            raise SpecError(f"layer.{name}: proj.share={proj.share!r} must name another stream with a projection of its own")
         if (other.heads, other.projected_width) != (stream.heads, stream.projected_width):
             raise SpecError(
                 f"layer.{name}: proj.share={proj.share!r} has {other.heads} heads of {other.projected_width}, "

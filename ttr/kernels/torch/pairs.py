@@ -106,7 +106,10 @@ def gated_read(x: Tensor, k: Tensor, values: Tensor, decays: Decays, start: Tens
 
 @dataclass(frozen=True)
 class ScalarGram:
-    """One decay per head. `theta` from the decays: H_0 [.., dk, dk], start [.., C, 1], mask [.., C, C], k, weighted k [.., C, dk], ridge."""
+    """One decay per head.
+
+    theta: H_0 [.., dk, dk], start [.., C, 1], mask [.., C, C], k, weighted k and ridge, each [.., C, dk].
+    """
 
     @staticmethod
     def theta(k: Tensor, weight: Tensor, decays: Decays, H: Tensor, ridge: Tensor) -> tuple[Tensor, ...]:
@@ -128,8 +131,11 @@ class ScalarGram:
 
 @dataclass(frozen=True)
 class ChannelGram:
-    """One decay per key channel. `theta` from the decays' roots: H_0, start [.., C, dk], k, weighted k [.., C, dk], ridge, then for each level
-    `right` and the decayed left keys, plain and weighted, each [.., blocks, half, dk]."""
+    """One decay per key channel, entering both sides of H by its square root.
+
+    theta: H_0 [.., dk, dk], start, k, weighted k and ridge, each [.., C, dk], then for each level `right` and the
+    decayed left keys, plain and weighted, each [.., blocks, half, dk].
+    """
 
     before: bool
 
