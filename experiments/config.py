@@ -36,6 +36,7 @@ class ModelConfig:
     mlp: Literal["swiglu"] | None = None
     mlp_ratio: float = 8 / 3
     tie_embeddings: bool = True
+    init_std: float | None = None  # null: d_model ** -0.5; the usual 0.02 is made for wide models and stalls small ones
     layer: dict[str, Any] = field(default_factory=dict)
 
 

@@ -18,8 +18,9 @@ from experiments.tasks import IGNORE, Batch, Segment
 
 def build_lm(vocab_size: int, model: dict[str, Any], specs: Sequence[Any]) -> ttr.LM:
     """The language model of a run; `model` is a ModelConfig as a mapping (its `layer` is in the specs already)."""
-    sizes = {name: model[name] for name in ("mlp", "mlp_ratio", "tie_embeddings")}
-    return ttr.LM(vocab_size, model["d_model"], list(specs), **sizes)
+    options = {name: model[name] for name in ("mlp", "mlp_ratio", "tie_embeddings")}
+    init_std = model["d_model"] ** -0.5 if model["init_std"] is None else model["init_std"]
+    return ttr.LM(vocab_size, model["d_model"], list(specs), init_std=init_std, **options)
 
 
 class RecallModule(LightningModule):

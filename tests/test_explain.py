@@ -238,6 +238,11 @@ def test_place_by_mathematics():
     other = explain(ttr.spec("gated_deltanet", optimizer="momentum"))
     assert other.same_as == () and other.place.endswith("gated_deltanet with momentum instead of delta")
     assert "gated_deltanet (changed)" in str(other)
+    assert explain(ttr.spec("ttt_mlp", optimizer={"kind": "sgd", "mini_batch": 16, "position": "learned"}, objective="lp")).place.endswith(
+        "ttt_mlp with objective lp instead of l2, optimizer.step 1 instead of per head"
+    )
+    fixed = explain({"optimizer": {"kind": "delta", "steps": 2}, "gate": "fixed"})
+    assert "α₁ = α, then αⱼ = 1" in fixed.recurrence[0]
     assert explain(ttr.spec("kda", **{"layer.head_dim": 32})).same_as == ("kda",)
 
 

@@ -84,8 +84,7 @@ def test_hashes_tell_declarations_apart(sampled):
     assert all(len(s.hash) == 12 and int(s.hash, 16) >= 0 for s in specs)
 
 
-def test_preset_hashes_differ_but_for_one_pair():
-    """No two published mechanisms are one declaration."""
+def test_no_two_presets_are_one_declaration():
     hashes = {name: ttr.spec(name).hash for name in ttr.presets()}
     assert len(set(hashes.values())) == len(hashes)
 
@@ -263,6 +262,8 @@ def test_a_mapping_merges_into_a_bare_word():
         "read": {"at": "before", "scale": 0.5},
     })  # fmt: skip
     assert ttr.spec({"optimizer": "nlms"}, **{"optimizer.step_rule.eps": 0.1}).optimizer.step_rule.eps == 0.1
+    for source in ("kda", ttr.spec("kda"), {"optimizer": "delta", "gate": "vector"}):
+        assert ttr.spec(source, **{"gate.map.A": [1, 2]}).gate.log_decay_signal.map.A == (1.0, 2.0)
     assert ttr.spec({"optimizer": {"kind": "delta", "step": 1.0}}, **{"optimizer.step.bias": 0.0}).optimizer.step.bias == 0.0
 
 

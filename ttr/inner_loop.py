@@ -32,7 +32,7 @@ def initial_state(spec: Spec, params: Weights, n: int, n_heads: int, dk: int, dv
     """The memory of n sequences before their first token, for a regressor that an optimizer trains."""
     init = spec.regressor.init(dk, dv)
     weights = {
-        name: (params[name] if init[name].learned else init[name](n_heads)).to(device, dtype).expand(n, n_heads, *shape)
+        name: (params[name] if init[name].learned else init[name](n_heads, device=device)).to(device, dtype).expand(n, n_heads, *shape)
         for name, shape in spec.regressor.state_shapes(dk, dv).items()
     }
     return complete_state(spec, weights, dk)

@@ -109,7 +109,10 @@ def parse_signal(value: Any, key: str, default: Any) -> Signal:
             raise SpecError(f"{key}: a constant (value={body['value']!r}) takes no other fields, got {extra}")
         return Signal(**{n: parse(hints(Signal)[n], v, f"{key}.{n}") for n, v in body.items()})
     if "map" in body:
-        body["map"] = parse_kind(SIGNAL_MAPS, body["map"], f"{key}.map")
+        given = body["map"]
+        if isinstance(given, Mapping) and "kind" not in given:
+            given = {**dump(base.map, full=True), **given}
+        body["map"] = parse_kind(SIGNAL_MAPS, given, f"{key}.map")
     for name, item in body.items():
         if name not in hints(Signal):
             raise no_field(f"{key}.{name}", item, Signal, set(hints(Signal)))

@@ -83,8 +83,9 @@ def step_symbol(spec: Spec, subscript: str = "") -> str:
 
 
 def gate_symbol(spec: Spec, subscript: str = "") -> str:
-    """The factor the gate keeps; without a subscript where it does not depend on the token."""
-    return GREEK["log_decay"] + (subscript if any(not s.constant for s in spec.gate.signals().values()) else "")
+    """The factor the gate keeps; without a subscript where it is the same at every token (not at every micro-step)."""
+    same = subscript == "ₜ" and all(s.constant for s in spec.gate.signals().values())
+    return GREEK["log_decay"] + ("" if same else subscript)
 
 
 def probe(spec: Spec, subscript: str = "") -> Probe | None:

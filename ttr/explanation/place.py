@@ -80,7 +80,7 @@ def mathematics(spec: Spec) -> dict[str, Fields]:
 def _fields(piece: Any) -> Fields:
     if piece is None:
         return {"kind": "none"}
-    own = {f.name: _meaning(getattr(piece, f.name)) for f in fields(piece) if f.init and f.name not in INITIAL}
+    own = {f.name.removesuffix("_signal"): _meaning(getattr(piece, f.name)) for f in fields(piece) if f.init and f.name not in INITIAL}
     return {"kind": piece.kind, **own} if hasattr(piece, "kind") else own
 
 
@@ -97,11 +97,12 @@ def _differences(own: dict[str, Fields], other: dict[str, Fields]) -> tuple[list
     """Words for everything that differs, and how far apart the two are."""
     kinds, words, distance = [], [], 0.0
     delta_is_sgd = {own["optimizer"]["kind"], other["optimizer"]["kind"]} == {"sgd", "delta"}
+    inner_product = "dot" in (own["objective"]["kind"], other["objective"]["kind"])
     for slot in SLOTS:
-        if slot == "objective" and delta_is_sgd:
-            continue  # delta is sgd on l2: one difference, not two
         a, b = own[slot], other[slot]
         kind, theirs = a.get("kind"), b.get("kind")
+        if delta_is_sgd and slot == ("objective" if inner_product else "optimizer"):
+            kind = theirs  # delta is sgd on l2: one difference, not two
         if kind != theirs:
             label = "" if slot == "optimizer" and "none" not in (kind, theirs) else f"{slot} "
             kinds.append(f"{label}{kind} instead of {theirs}")

@@ -88,7 +88,7 @@ def signal_values(
             return value
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError(f"{name}: got {type(value).__name__}, expected a tensor or a number")
-        return torch.tensor(float(value), dtype=dtype, device=device)
+        return torch.full((), float(value), dtype=dtype, device=device)  # not torch.tensor: no copy from the host
 
     values: dict[str, Tensor] = {}
     for name, s in declared.items():

@@ -22,9 +22,9 @@ class Init:
     std: float = 0.0
     learned: bool = True
 
-    def __call__(self, n_heads: int, generator: torch.Generator | None = None) -> Tensor:
-        full = torch.full((n_heads, *self.shape), self.value)
-        return full + self.std * torch.randn(full.shape, generator=generator) if self.std else full
+    def __call__(self, n_heads: int, generator: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
+        full = torch.full((n_heads, *self.shape), self.value, device=device)
+        return full + self.std * torch.randn(full.shape, generator=generator, device=device) if self.std else full
 
 
 def zeros(*shape: int, learned: bool = True) -> Init:
