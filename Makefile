@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: recall test lint bench clean
 
 recall: $(VENV)/.installed  ## train the mixers on overwrite recall; ends with a table and accuracy.png
-	$(BIN)/python -m experiments.compare recall
+	$(BIN)/python -m experiments.run recall
 
 test: $(VENV)/.installed  ## the whole suite, in parallel
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

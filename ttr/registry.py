@@ -16,10 +16,11 @@ class SpecError(ValueError):
 
 
 def choose_from(got: object, choices: Iterable[str]) -> str:
-    """`[choices].`, with a suggestion when one is close to what was got."""
+    """`[choices].`, with a suggestion when one is close to what was got, in whatever case."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(str(got), choices, n=1)
-    return f"{choices}." + (f" Did you mean {close[0]!r}?" if close else "")
+    by_lower = {name.lower(): name for name in choices}
+    close = difflib.get_close_matches(str(got).lower(), by_lower, n=1)
+    return f"{choices}." + (f" Did you mean {by_lower[close[0]]!r}?" if close else "")
 
 
 def unknown(what: str, got: object, choices: Iterable[str]) -> SpecError:

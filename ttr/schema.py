@@ -10,21 +10,21 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from .registry import SIGNAL_MAPS, Registry, SpecError, choose_from
 from .signals import Signal
 
 
-@lru_cache(maxsize=None)
+@cache
 def hints(cls: type) -> dict[str, Any]:
     """The resolved type hints of a dataclass's init fields."""
     resolved = typing.get_type_hints(cls)
     return {f.name: resolved[f.name] for f in fields(cls) if f.init}
 
 
-@lru_cache(maxsize=None)
+@cache
 def default_of(cls: type, name: str) -> Any:
     """The default of a dataclass field, or MISSING; pieces are frozen, so one serves all."""
     for f in fields(cls):
@@ -37,7 +37,7 @@ def parse_kind(registry: Registry, value: Any, key: str) -> Any:
     """A slot's value (bare word, mapping with `kind`, or an instance) -> the registered dataclass."""
     if is_dataclass(value) and not isinstance(value, type):
         if not registry.holds(value):
-            raise SpecError(f"{key}={value!r}: {type(value).__name__} is not registered as a {registry.slot}; choose from {registry.kinds()}")
+            raise SpecError(f"{key}={value!r}: {type(value).__name__} is not a registered {registry.slot}; choose from {registry.kinds()}")
         return value
     if isinstance(value, str):
         value = {"kind": value}

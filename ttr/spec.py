@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -260,7 +260,7 @@ def spec(source: str | Path | Mapping | Spec, **overrides: Any) -> Spec:
     return _resolve(read(source, overrides))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _preset(name: str) -> Spec:
     return _resolve(read(name))
 
