@@ -14,7 +14,7 @@ test: $(VENV)/.installed  ## the whole suite, in parallel
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed  ## chunk against recurrent on the CPU
 	$(BIN)/python -m experiments.bench.chunk

@@ -50,14 +50,14 @@ class Summary:
 
 
 def plan(experiment: Experiment) -> list[Run]:
-    """All the runs, seeds outermost, so that a first comparison stands early."""
+    """All the runs; those of one mixer stand together, since equally long ones share the cores best."""
     config = experiment.config
     shared = {"task": config.task, "model": asdict(config.model), "train": asdict(config.train)}
     return [
         Run(mixer.label, mixer.per_block(config.model.n_layers), seed, lr, **shared)
-        for seed in config.seeds
-        for lr in experiment.lrs
         for mixer in experiment.mixers
+        for lr in experiment.lrs
+        for seed in config.seeds
     ]
 
 

@@ -78,9 +78,9 @@ class UntrainedConfig:
 
     rules: dict[str, Any] = field(default_factory=dict)  # label -> declaration whose signals are all numbers
     d: int = 64
-    pairs: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128, 256])
+    pairs: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256])
     sequences: int = 16
-    queries: int = 32  # of the stored keys, per sequence
+    queries: int = 16  # of the stored keys, per sequence
     seed: int = 0
 
 

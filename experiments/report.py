@@ -72,17 +72,17 @@ def _mean_sd(mean: float, sd: float) -> str:
 
 
 def untrained_table(results: Sequence[UntrainedResult], d: int) -> Table:
-    """Retrieval and relative error of each rule, by number of pairs."""
+    """The three figures of every rule, by number of pairs."""
     counts = list(dict.fromkeys(result.pairs for result in results))
     cells = {(result.rule, result.pairs): result for result in results}
-    title = f"Untrained recall: random unit keys, d = {d}: share retrieved / relative error"
+    title = f"Untrained recall of random unit keys, d = {d}: share retrieved / relative error / share newest"
     table = Table(title=title, title_justify="left")
     table.add_column("rule")
     for n in counts:
         table.add_column(f"{n} pairs", justify="right")
     for rule in dict.fromkeys(result.rule for result in results):
         row = [cells[rule, n] for n in counts]
-        table.add_row(rule, *(f"{cell.retrieval:.2f} / {cell.relative_error:.2g}" for cell in row))
+        table.add_row(rule, *(f"{c.retrieval:.2f} / {c.relative_error:.1g} / {c.newest:.2f}" for c in row))
     return table
 
 
@@ -92,9 +92,7 @@ def draw(path: Path, summaries: Sequence[Summary], title: str, chance: float | N
         old_slices = list(summaries[0].old)
         few = len(summaries[0].mean) <= 2
         figure = _answers(summaries, title, chance) if old_slices and few else _curves(summaries, title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=180, bbox_inches="tight", facecolor="white")
-        plt.close(figure)
+        _save(figure, path)
 
 
 def _answers(summaries: Sequence[Summary], title: str, chance: float | None) -> Any:
@@ -122,7 +120,10 @@ def _answers(summaries: Sequence[Summary], title: str, chance: float | None) -> 
         axis.set_title({"updated": "keys that were rewritten", "kept": "keys that were not"}.get(name, name), pad=14)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
-    axes[0][0].set_yticks(list(rows), [line.label for line in summaries])
+    for row, line in enumerate(summaries):
+        axes[0][-1].text(1.02, row, _bytes(line.state_bytes), va="center", fontsize=9.5, color=INK)
+    axes[0][-1].text(1.02, -0.62, "state", va="bottom", fontsize=9)
+    axes[0][0].set_yticks(list(rows), [_shown(line.label) for line in summaries])
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=14)
@@ -138,7 +139,7 @@ def _curves(summaries: Sequence[Summary], title: str) -> Any:
     colours = plt.get_cmap("tab10")
     for i, line in enumerate(summaries):
         mean = [line.mean[name] for name in names]
-        axis.plot(at, mean, marker="o", ms=5, lw=2, color=colours(i % 10), label=line.label)
+        axis.plot(at, mean, marker="o", ms=5, lw=2, color=colours(i % 10), label=_shown(line.label))
         if line.seeds > 1:
             low = [min(line.every[name]) for name in names]
             high = [max(line.every[name]) for name in names]
@@ -153,29 +154,49 @@ def _curves(summaries: Sequence[Summary], title: str) -> Any:
 
 
 def draw_untrained(path: Path, results: Sequence[UntrainedResult], d: int) -> None:
-    """untrained.png: both figures over the number of pairs; the dashed line is where n reaches d."""
+    """untrained.png: the three figures over the number of pairs; the dashed line is where n reaches d."""
+    panels = (
+        ("retrieval", "Every key written once", "nearest value is the right one"),
+        ("relative_error", "The same: error of the answer", "relative squared error"),
+        ("newest", "Every key written twice", "nearest value is the second one"),
+    )
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
+        figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.9))
         colours = plt.get_cmap("tab10")
-        for i, rule in enumerate(dict.fromkeys(result.rule for result in results)):
-            mine = [result for result in results if result.rule == rule]
-            n = [result.pairs for result in mine]
-            options: dict[str, Any] = {"marker": "o", "ms": 5, "lw": 2, "color": colours(i % 10), "label": rule}
-            axes[0].plot(n, [result.retrieval for result in mine], **options)
-            axes[1].plot(n, [max(result.relative_error, 1e-8) for result in mine], **options)
-        for axis, name in zip(axes, ("nearest value is the right one", "relative error of the answer"), strict=True):
+        for axis, (field, title, label) in zip(axes, panels, strict=True):
+            for i, rule in enumerate(dict.fromkeys(result.rule for result in results)):
+                mine = [result for result in results if result.rule == rule]
+                values = [getattr(result, field) for result in mine]
+                at = [result.pairs for result in mine]
+                axis.plot(at, values, marker="o", ms=5, lw=2, color=colours(i % 10), label=_shown(rule))
+            axis.axvline(d, color=INK, lw=1, ls=(0, (4, 3)))
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted({result.pairs for result in results}))
             axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.axvline(d, color=INK, lw=1, ls=(0, (4, 3)))
-            axis.set_title(name)
-            axis.set_xlabel("pairs stored")
+            axis.set_title(title)
+            axis.set_xlabel("pairs")
+            axis.set_ylabel(label)
             axis.grid(axis="y", color=GREY, lw=0.7)
-        axes[0].set_ylim(0, 1.03)
-        axes[1].set_yscale("log")
-        axes[0].text(d, 0.03, f" d = {d}", fontsize=9)
-        axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+            if field == "relative_error":
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(0, 1.03)
+        axes[0].text(d, 0.03, f"  n = d = {d}", fontsize=9)
+        axes[2].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        figure.suptitle("Untrained recall: the inner rules alone, on random unit keys", x=0.01, ha="left", fontweight="bold", fontsize=14)
         figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=180, bbox_inches="tight", facecolor="white")
-        plt.close(figure)
+        _save(figure, path)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
+
+
+def _shown(label: str) -> str:
+    return label.replace("_", " ")
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=180, bbox_inches="tight", facecolor="white")
+    plt.close(figure)

@@ -80,6 +80,8 @@ def test_wrong_usage(arguments, capsys):
 
 
 def test_overrides_are_yaml_values():
-    given = overrides(["optimizer=momentum", "optimizer.nesterov=true", "layer.n_heads=4", "gate={kind: vector, order: coupled}", "read.scale=1.5"])
+    given = overrides(
+        ["optimizer=momentum", "optimizer.nesterov=true", "layer.n_heads=4", "gate={kind: vector, order: coupled}", "read.scale=1.5"]
+    )
     assert given == {"optimizer": {"kind": "momentum"}, "optimizer.nesterov": True, "layer.n_heads": 4,
                      "gate": {"kind": "vector", "order": "coupled"}, "read.scale": 1.5}  # fmt: skip

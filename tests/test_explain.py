@@ -117,7 +117,12 @@ def test_recurrence(name):
 
 @pytest.mark.parametrize("name", ["linear_attention", "mlstm", "mesanet", "ttt_linear"])
 def test_the_readout_is_part_of_the_recurrence(name):
-    words = {"linear_attention": "+ 1e-06", "mlstm": "max(|", "mesanet": "30 steps of conjugate gradients", "ttt_linear": "max(0, 1/i + δᵢ)"}
+    words = {
+        "linear_attention": "+ 1e-06",
+        "mlstm": "max(|",
+        "mesanet": "30 steps of conjugate gradients",
+        "ttt_linear": "max(0, 1/i + δᵢ)",
+    }
     assert words[name] in "\n".join(explain(name).recurrence)
 
 

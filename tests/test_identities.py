@@ -1,4 +1,4 @@
-"""Reductions between systems (R1-R13, R22-R31 of the mechanism notes, section 13), through `ttr.regress` in float64."""
+"""Where one published system is a special case of another (R1-R13, R22-R31), through `ttr.regress` in float64."""
 
 from __future__ import annotations
 
@@ -73,13 +73,21 @@ def test_r08_diagonal_plus_low_rank_holds_gla_and_kda(draw, path):
     gla = run("rwkv7", path, **{**x, "k": draw(B, T, H, DK)}, write_key=x["k"], step=zeros(DK), log_decay=decay)
     both(gla, run("gla", **x, log_decay=decay))
     alpha = decay.exp()
-    kda = run("rwkv7", path, **{**x, "k": alpha * x["k"]}, write_key=step[..., None] * x["k"], step=step[..., None] / alpha, log_decay=decay)
+    kda = run(
+        "rwkv7", path, **{**x, "k": alpha * x["k"]}, write_key=step[..., None] * x["k"], step=step[..., None] / alpha, log_decay=decay
+    )
     both(kda, run("kda", **x, step=step, log_decay=decay))
 
 
 @linear_paths
 def test_r09_micro_steps_are_tokens_of_a_longer_sequence(draw, path):
-    q, k, v, step, decay = draw(B, T, H, DK), draw.unit(B, T, 2, H, DK), draw(B, T, 2, H, DV), 2 * draw(B, T, 2, H).sigmoid(), draw.log_decay()
+    q, k, v, step, decay = (
+        draw(B, T, H, DK),
+        draw.unit(B, T, 2, H, DK),
+        draw(B, T, 2, H, DV),
+        2 * draw(B, T, 2, H).sigmoid(),
+        draw.log_decay(),
+    )
     gates = torch.stack([decay, torch.zeros_like(decay)], 2)  # the gate acts before the first micro-step
     long = {"q": torch.stack([q, q], 2), "k": k, "v": v, "step": step, "log_decay": gates}
     o, state = run("gated_deltanet", **{name: x.flatten(1, 2) for name, x in long.items()})

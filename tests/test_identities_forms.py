@@ -1,4 +1,4 @@
-"""Forms of one system (F) and its properties (S), of the mechanism notes, section 13, in float64."""
+"""Forms of one system (F) and its properties (S), through `ttr.regress` in float64."""
 
 from __future__ import annotations
 
@@ -43,10 +43,16 @@ def test_f05_a_changed_token_changes_nothing_before_it(name):
         assert not torch.allclose(changed[:, 11:], o[:, 11:])
 
 
-@pytest.mark.parametrize("mini_batch", [2, 3, 4, 7, 19, 64, "sequence"])
+@pytest.mark.parametrize("mini_batch", [2, 3, 7, 64, "sequence"])
 @pytest.mark.parametrize("regressor", ["linear", "mlp"])
 def test_f06_the_dual_form_is_the_definition_at_any_mini_batch(regressor, mini_batch):
-    rules = [{"kind": "delta"}, {"kind": "delta", "steps": 2}, {"kind": "momentum"}, {"kind": "momentum", "nesterov": True}, {"kind": "averaged"}]
+    rules = [
+        {"kind": "delta"},
+        {"kind": "delta", "steps": 2},
+        {"kind": "momentum"},
+        {"kind": "momentum", "nesterov": True},
+        {"kind": "averaged"},
+    ]
     if isinstance(mini_batch, int):
         rules += [{"kind": "delta", "position": "learned"}]
     for rule in rules:
@@ -57,7 +63,7 @@ def test_f06_the_dual_form_is_the_definition_at_any_mini_batch(regressor, mini_b
 
 @frozen_paths
 def test_f06_frozen_momentum_is_its_masked_product(draw, path):
-    """O = diag(B) Q M_0 - ((Q K^T) * Gamma) E, E = K M_0 - V, Gamma_tj = sum_i (B_t / B_i) theta_j prod_l eta_l (section 2.9)."""
+    """O = diag(B) Q M_0 - ((Q K^T) * Gamma) E, E = K M_0 - V, Gamma_tj = sum_i (B_t / B_i) theta_j prod_l eta_l."""
     x, theta, eta, decay, M = draw.qkv(), draw.rate(), draw.rate(), draw.log_decay(), draw.state()
     gamma = torch.zeros(B, H, T, T, dtype=torch.float64)
     for t in range(T):

@@ -1,4 +1,4 @@
-"""Reductions of the least-squares systems (R14-R21 of the mechanism notes, section 13), in float64."""
+"""What least squares becomes in special cases, and what becomes least squares (R14-R21), in float64."""
 
 from __future__ import annotations
 

@@ -360,7 +360,9 @@ def test_a_signal_is_no_argument_of_regress():
     class Scaling(Delta):
         scale: Signal = signal("sigmoid")
 
-    with pytest.raises(ttr.SpecError, match=r"optimizer 'scaling' declares the signal 'scale', but ttr.regress has an argument of that name"):
+    with pytest.raises(
+        ttr.SpecError, match=r"optimizer 'scaling' declares the signal 'scale', but ttr.regress has an argument of that name"
+    ):
         ttr.spec({"optimizer": "scaling"})
 
 

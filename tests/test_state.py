@@ -102,7 +102,9 @@ def test_saved_without_classes_and_read_back(name):
     buffer.seek(0)
     again = ttr.State.from_dict(torch.load(buffer, weights_only=True), case.spec)
     equal(again, state)
-    assert torch.equal(testing.call(testing.replace(case, initial_state=again))[0], testing.call(testing.replace(case, initial_state=state))[0])
+    assert torch.equal(
+        testing.call(testing.replace(case, initial_state=again))[0], testing.call(testing.replace(case, initial_state=state))[0]
+    )
     equal(ttr.State.from_dict(state.to_dict(), case.spec.to_dict()), state)
 
 
@@ -114,7 +116,9 @@ def test_from_dict_refuses_another_declaration(name):
     for part in ("state.spec_hash", state.spec_hash, other.hash, "another declaration"):
         assert part in str(refused.value)
     data = {k: v for k, v in state.to_dict().items() if k != "slots"}
-    with pytest.raises(ValueError, match=r"state is missing \['slots'\]; expected the keys \['weights', 'slots', 'mini_batch', 'spec_hash'\]"):
+    with pytest.raises(
+        ValueError, match=r"state is missing \['slots'\]; expected the keys \['weights', 'slots', 'mini_batch', 'spec_hash'\]"
+    ):
         ttr.State.from_dict(data, other)
 
 

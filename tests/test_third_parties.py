@@ -212,7 +212,9 @@ def test_entry_points_are_loaded_only_when_named(installed):
 
 
 def test_a_broken_package_harms_only_those_who_name_it(installed):
-    with pytest.raises(ttr.SpecError, match=r"optimizer.kind='broken': 'ttr_gone:Broken', which offers it, cannot be imported: ModuleNotFound"):
+    with pytest.raises(
+        ttr.SpecError, match=r"optimizer.kind='broken': 'ttr_gone:Broken', which offers it, cannot be imported: ModuleNotFound"
+    ):
         ttr.spec({"optimizer": "broken"})
     with pytest.raises(ttr.SpecError, match="optimizer kind 'function': no_class must be a @dataclass"):
         ttr.spec({"optimizer": "function"})

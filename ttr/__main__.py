@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ttr", description="Layers that learn while they read: what there is, and what one does.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ttr", description="Layers that learn while they read: what there is, and what one does."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="the published mechanisms that come with ttr, and the kinds for every slot")
     listing.set_defaults(run=lambda options: listing_text())

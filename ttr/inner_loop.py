@@ -261,4 +261,4 @@ def reopened(open_: dict) -> dict:
     def zero(tree):
         return {k: zero(v) for k, v in tree.items()} if isinstance(tree, dict) else torch.zeros_like(tree)
 
-    return {**zero(open_), "kept": torch.ones_like(open_["kept"])}
+    return {name: zero(item) for name, item in open_.items()} | {"kept": torch.ones_like(open_["kept"])}

@@ -234,12 +234,17 @@ def targets(spec) -> dict[str, str]:
         return {"sdpa": "softmax attention is torch's scaled_dot_product_attention", "definition": "one query at a time"}
     if spec.regressor.family == "least_squares":
         solver = spec.optimizer.kind
-        read = {"chunk": f"least squares: gated statistics chunk by chunk, {solver} at the read", "recurrent": f"least squares: token by token, {solver} at the read"}
+        read = {
+            "chunk": f"least squares: gated statistics chunk by chunk, {solver} at the read",
+            "recurrent": f"least squares: token by token, {solver} at the read",
+        }
         if solver == "rls" and spec.gate.kind != "none":  # under wind-up the inverse is best carried from token to token
             read = {"recurrent": "recursive least squares carries the inverse from token to token", "chunk": read["chunk"]}
         return {**read, "definition": "the normal equations solved densely at every token"}
     if not is_linear(spec) and not why_not_dual(spec):
-        kind = "one step per mini-batch on the summed gradient" if spec.optimizer.accumulate else "masked attention inside it, layer by layer"
+        kind = (
+            "one step per mini-batch on the summed gradient" if spec.optimizer.accumulate else "masked attention inside it, layer by layer"
+        )
         return {
             "dual": f"gradients of a mini-batch ({spec.mini_batch}) at its first weights: {kind}",
             "definition": "token by token through torch.func.grad",
@@ -277,7 +282,9 @@ def why_not_dual(spec) -> str | None:
     if not spec.regressor.dual:
         return f"regressor {spec.regressor.kind!r} is not built from ttr.linear (dual=True)"
     if not (spec.optimizer.linear or spec.optimizer.accumulate):
-        return f"optimizer {spec.optimizer.kind!r} is not linear and steps at every token; accumulate=true would make one step per mini-batch"
+        return (
+            f"optimizer {spec.optimizer.kind!r} is not linear and steps at every token; accumulate=true would make one step per mini-batch"
+        )
     if spec.gate.per_key or any(s.per in ("key", "value") for s in spec.signals().values()):
         return "the dual form takes gates and signals per head only"
     if spec.separate_write_key:

@@ -30,8 +30,7 @@ class Objective(Piece):
         for name, s in self.signals().items():
             if s.per not in ("head", "value"):
                 raise SpecError(
-                    f"objective.{name}.per={s.per!r}: a loss sees predictions, which have no {s.per} axis; "
-                    "choose from ['head', 'value']"
+                    f"objective.{name}.per={s.per!r}: a loss sees predictions, which have no {s.per} axis; choose from ['head', 'value']"
                 )
         if self.quadratic and self.signals():
             raise SpecError(
@@ -50,7 +49,9 @@ def slopes(objective: Objective, dv: int) -> tuple[float, float]:
     curvature, gain = gradient(one, zero), -gradient(zero, one)
     x = torch.linspace(-2, 3, dv, dtype=torch.float64)
     y = torch.linspace(1, -4, dv, dtype=torch.float64)
-    affine = all(torch.allclose(gradient(a * x, a * y), a * (curvature * x - gain * y)) for a in (1e-3, 1.0, 1e3))  # a kink may lie anywhere
+    affine = all(
+        torch.allclose(gradient(a * x, a * y), a * (curvature * x - gain * y)) for a in (1e-3, 1.0, 1e3)
+    )  # a kink may lie anywhere
     if not affine or (curvature != curvature[0]).any() or (gain != gain[0]).any():
         raise SpecError(f"objective {objective.kind!r} says quadratic=True, but its gradient is not curvature*prediction - gain*target")
     return float(curvature[0]), float(gain[0])

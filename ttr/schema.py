@@ -159,7 +159,7 @@ def parse(hint: Any, value: Any, key: str, default: Any = MISSING) -> Any:
             raise SpecError(f"{key}={value!r}: expected {len(args)} entries, got {len(value)}")
         return tuple(parse(a, v, f"{key}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
     if is_dataclass(hint):
-        if isinstance(value, hint):
+        if isinstance(value, typing.cast(type, hint)):
             return value
         shorthand = getattr(hint, "shorthand", None)
         if shorthand and not isinstance(value, Mapping):

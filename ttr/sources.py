@@ -23,7 +23,7 @@ class Declared(Protocol):
 
 def presets() -> list[str]:
     """The names of the declarations that come with ttr; each is a YAML file in ttr/presets."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files(__package__).joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("ttr").joinpath("presets").iterdir() if p.name.endswith(".yaml"))
 
 
 def read(source: Any, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _locate(name: str, key: str, folder: Path | None) -> str | Path:
 def _read_yaml(where: str | Path, key: str) -> Any:
     from omegaconf import OmegaConf
 
-    path = where if isinstance(where, Path) else resources.files(__package__).joinpath("presets", f"{where}.yaml")
+    path = where if isinstance(where, Path) else resources.files("ttr").joinpath("presets", f"{where}.yaml")
     try:
         return OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
     except Exception as error:  # of the parser or of an interpolation

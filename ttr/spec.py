@@ -135,7 +135,10 @@ class Spec:
             if piece is not None:
                 piece.check(self)
         if self.read.normalizer != "none" and not self.regressor.linear:
-            raise SpecError(f"read.normalizer={self.read.normalizer!r} is one more value channel: it needs regressor linear, got {self.regressor.kind!r}")
+            raise SpecError(
+                f"read.normalizer={self.read.normalizer!r} is one more value channel: "
+                f"it needs regressor linear, got {self.regressor.kind!r}"
+            )
         separate = isinstance(self.optimizer, Optimizer) and self.optimizer.write_key == "separate"
         if self.layer.write_key is not None and not separate:
             raise SpecError("layer.write_key is a stream of optimizer.write_key='separate', which is not declared")

@@ -6,6 +6,7 @@ the gradient of every input, on every path the declaration has.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,12 +107,16 @@ def pack(inputs: Inputs, lengths: Sequence[int]) -> Inputs:
 
 
 def call(inputs: Inputs, path: str | Mapping[str, Any] = "auto") -> tuple[Tensor, State]:
-    arguments = dict(inputs.tensors)
+    arguments: dict[str, Any] = dict(inputs.tensors)
     q, k, v = (arguments.pop(n) for n in ("q", "k", "v"))
-    return regress(q, k, v, inputs.spec, **arguments, params=inputs.params, initial_state=inputs.initial_state, cu_seqlens=inputs.cu_seqlens, path=path)
+    return regress(
+        q, k, v, inputs.spec, **arguments, params=inputs.params, initial_state=inputs.initial_state, cu_seqlens=inputs.cu_seqlens, path=path
+    )
 
 
-def evaluate(inputs: Inputs, path: str | Mapping[str, Any] = "auto", splits: Sequence[int] = (), gradients: bool = True) -> dict[str, Tensor]:
+def evaluate(
+    inputs: Inputs, path: str | Mapping[str, Any] = "auto", splits: Sequence[int] = (), gradients: bool = True
+) -> dict[str, Tensor]:
     """Outputs, final state and the gradient of every input along a path; `splits`: tokens at which the state is handed on."""
     leaves = {**inputs.tensors, **inputs.params}
     if isinstance(inputs.initial_state, Tensor):
@@ -124,14 +129,16 @@ def evaluate(inputs: Inputs, path: str | Mapping[str, Any] = "auto", splits: Seq
         initial_state=leaves.get("initial_state", inputs.initial_state),
     )
     outputs, bounds = [], [0, *splits, next(iter(inputs.tensors.values())).shape[1]]
-    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+    for a, b in itertools.pairwise(bounds):
         o, state = call(live.tokens(a, b), path)
         outputs.append(o)
         live = replace(live, initial_state=state)
     out = {"o": torch.cat(outputs, 1)} | flatten({"weights": state.weights, "slots": state.slots, "mini_batch": state.mini_batch})
     if gradients:
         # every output counts with its own weight, so that no error can cancel
-        loss = sum((t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view_as(t)).sum() for t in out.values() if t.is_floating_point())
+        floats = [t for t in out.values() if t.is_floating_point()]
+        weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view_as(t) for t in floats]
+        loss = torch.stack([(t * w).sum().double() for t, w in zip(floats, weights, strict=True)]).sum()
         got = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         out |= {f"d {name}": torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, got, strict=True)}
     return {name: t.detach() for name, t in out.items()}

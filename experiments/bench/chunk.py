@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,14 +25,14 @@ import ttr
 T, H, D = 2048, 4, 64
 
 
-def inputs(gate: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+def inputs(gate: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     q, k, v = normal(1, T, H, D), torch.nn.functional.normalize(normal(1, T, H, D), dim=-1), normal(1, T, H, D)
-    signals = {"step": torch.sigmoid(normal(1, T, H))}
+    signals: dict[str, Any] = {"step": torch.sigmoid(normal(1, T, H))}
     if gate != "none":
         signals["log_decay"] = -torch.nn.functional.softplus(normal(1, T, H, D) if gate == "vector" else normal(1, T, H))
     for x in (q, k, v, *signals.values()):
@@ -45,7 +46,7 @@ def seconds(spec: ttr.Spec, path: str, repeats: int) -> tuple[float, float]:
     forward, both = [], []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        o, _ = ttr.regress(*qkv, spec, path=path, **signals)
+        o, _ = ttr.regress(qkv[0], qkv[1], qkv[2], spec, path=path, **signals)
         middle = time.perf_counter()
         o.square().sum().backward()
         if i:
@@ -68,9 +69,18 @@ def main() -> None:
             "gate": gate, "chunk_forward_ms": 1e3 * chunk_forward, "chunk_both_ms": 1e3 * chunk_both,
             "recurrent_forward_ms": 1e3 * loop_forward, "recurrent_both_ms": 1e3 * loop_both, "ratio_both": loop_both / chunk_both,
         })  # fmt: skip
-    table = Table("gate", "chunk fwd ms", "chunk fwd+bwd ms", "recurrent fwd+bwd ms", "times faster", title=f"delta rule, T={T} H={H} D={D} float32, CPU")
+    table = Table(
+        "gate",
+        "chunk fwd ms",
+        "chunk fwd+bwd ms",
+        "recurrent fwd+bwd ms",
+        "times faster",
+        title=f"delta rule, T={T} H={H} D={D} float32, CPU",
+    )
     for r in rows:
-        table.add_row(r["gate"], *(f"{r[k]:.0f}" for k in ("chunk_forward_ms", "chunk_both_ms", "recurrent_both_ms")), f"{r['ratio_both']:.0f}")
+        table.add_row(
+            r["gate"], *(f"{r[k]:.0f}" for k in ("chunk_forward_ms", "chunk_both_ms", "recurrent_both_ms")), f"{r['ratio_both']:.0f}"
+        )
     Console().print(table)
     if args.output:
         report = {

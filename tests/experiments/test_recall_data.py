@@ -134,9 +134,7 @@ def test_segments_are_walked_in_the_listed_order_and_differ():
         {"seq_len": 32, "pairs": 4, "examples": 40},
         {"seq_len": 16, "pairs": 2, "examples": 70},
     ]
-    task = MQAR(
-        vocab_size=64, train=[MQARSegment(**s) for s in segments], test=[MQARSegment(**s) for s in segments[:2]]
-    )
+    task = MQAR(vocab_size=64, train=[MQARSegment(**s) for s in segments], test=[MQARSegment(**s) for s in segments[:2]])
     split = TaskData(task, seed=0, steps=1, batch_size=32).split("train")
     shapes = [(batch.segment, *batch.tokens.shape) for batch in (split[i] for i in range(split.steps_per_epoch()))]
     assert shapes == [

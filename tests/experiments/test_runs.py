@@ -65,9 +65,7 @@ def test_an_interrupted_run_ends_with_the_same_metrics(tiny, tmp_path, stop):
     segments = [{"seq_len": 16, "pairs": 2, "examples": 20}, {"seq_len": 32, "pairs": 4, "examples": 12}]
     task = {"kind": "mqar", "vocab_size": 32, "train": segments, "test": segments}
     settings = ["execution.checkpoint_every=3", "mixer=delta", "train.eval_every=4", "train.steps=14"]
-    whole, broken = (
-        config.load({**tiny, "task": task, "name": name, "output": str(tmp_path)}, [*QUIET, *settings]) for name in "ab"
-    )
+    whole, broken = (config.load({**tiny, "task": task, "name": name, "output": str(tmp_path)}, [*QUIET, *settings]) for name in "ab")
     [run] = plan(whole)
 
     expected = train(run, whole.folder, whole.config.execution)
@@ -79,9 +77,7 @@ def test_an_interrupted_run_ends_with_the_same_metrics(tiny, tmp_path, stop):
     assert again.steps[0] == 3 * (stop // 3) + 1  # it did go on from the checkpoint
     assert outcome(result) == outcome(expected)
     assert metrics(run.folder(broken.folder)) == metrics(run.folder(whole.folder))
-    weights = [
-        torch.load(run.folder(e.folder) / "final.ckpt", weights_only=True)["state_dict"] for e in (whole, broken)
-    ]
+    weights = [torch.load(run.folder(e.folder) / "final.ckpt", weights_only=True)["state_dict"] for e in (whole, broken)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -129,10 +125,7 @@ def test_a_comparison_trains_all_and_writes_table_and_picture(tiny, tmp_path, ca
     assert [line.label for line in summaries] == ["delta", "linear"]
     for line in summaries:
         mine = [row for row in rows if row["mixer"] == line.label and row["slice"] == "updated"]
-        val = {
-            lr: sum(float(r["accuracy"]) for r in mine if r["split"] == "val" and float(r["lr"]) == lr)
-            for lr in (1e-3, 1e-2)
-        }
+        val = {lr: sum(float(r["accuracy"]) for r in mine if r["split"] == "val" and float(r["lr"]) == lr) for lr in (1e-3, 1e-2)}
         assert line.lr == max(val, key=lambda lr: val[lr])
         test = [float(r["accuracy"]) for r in mine if r["split"] == "test" and float(r["lr"]) == line.lr]
         assert line.seeds == 2

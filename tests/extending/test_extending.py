@@ -14,7 +14,7 @@ def test_config_round_trip():
     spec = ttr.spec({**NEW, "optimizer": {"kind": "two_timescales", "mix": 0.5, "follow": {"bias": -1.0}}})
     assert ttr.spec(spec.to_dict()) == spec and ttr.spec(spec.to_dict(full=True)).hash == spec.hash
     assert spec.optimizer.mix == 0.5 and spec.optimizer.follow.bias == -1.0
-    with pytest.raises(ttr.SpecError, match="optimizer.mixx=1.*Did you mean 'mix'"):
+    with pytest.raises(ttr.SpecError, match=r"optimizer\.mixx=1.*Did you mean 'mix'"):
         ttr.spec({"optimizer": {"kind": "two_timescales", "mixx": 1}})
 
 

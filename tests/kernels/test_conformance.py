@@ -39,14 +39,10 @@ def declare(gate, order, rule, step_rule, steps, read, **more):
     return ttr.spec(body)
 
 
-CROSS_PRODUCT = list(
-    itertools.product(GATES, ("first", "coupled"), RULES, ("plain", "nlms", "implicit"), (1, 3), ("after", "before"))
-)
+CROSS_PRODUCT = list(itertools.product(GATES, ("first", "coupled"), RULES, ("plain", "nlms", "implicit"), (1, 3), ("after", "before")))
 SEPARATE = [
     (gate, order, rule, "plain", steps, "after")
-    for gate, order, rule, steps in itertools.product(
-        GATES, ("first", "coupled"), ("delta", "momentum", "nesterov", "averaged"), (1, 3)
-    )
+    for gate, order, rule, steps in itertools.product(GATES, ("first", "coupled"), ("delta", "momentum", "nesterov", "averaged"), (1, 3))
 ]
 
 
@@ -70,9 +66,7 @@ def test_separate_write_keys(row):
 def test_per_channel_steps(rule, gate):
     """A step per key channel takes every path; a step per value channel takes chunk only where nothing is solved."""
     testing.assert_conforms(declare(gate, "first", rule, "plain", 1, "after", step={"per": "key"}))
-    per_value = declare(
-        gate, "first", rule, "implicit" if rule != "sgd" else "plain", 1, "after", step={"per": "value"}
-    )
+    per_value = declare(gate, "first", rule, "implicit" if rule != "sgd" else "plain", 1, "after", step={"per": "value"})
     testing.assert_conforms(per_value)
     assert ("chunk" in testing.targets(per_value)) == (rule == "sgd")
 
@@ -189,9 +183,9 @@ def test_causality(path):
         for t in changed.tensors.values():
             t[:, 11:] = t[:, 11:] * 0.5
         o2, _ = testing.call(changed, path)
-        torch.testing.assert_close(
-            o[:, :11], o2[:, :11], rtol=0, atol=0
-        ) if path != "chunk" else torch.testing.assert_close(o[:, :11], o2[:, :11], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(o[:, :11], o2[:, :11], rtol=0, atol=0) if path != "chunk" else torch.testing.assert_close(
+            o[:, :11], o2[:, :11], rtol=1e-12, atol=1e-12
+        )
         assert not torch.allclose(o[:, 11:], o2[:, 11:])
 
 
@@ -202,9 +196,7 @@ def test_second_derivatives_of_chunk():
     leaves = [case.tensors[n].requires_grad_() for n in ("q", "k", "v", "step", "log_decay")]
 
     def f(q, k, v, step, log_decay):
-        return ttr.regress(
-            q, k, v, spec, step=step, log_decay=log_decay - 0.1, path={"kind": "chunk", "chunk_size": 2}
-        )[0]
+        return ttr.regress(q, k, v, spec, step=step, log_decay=log_decay - 0.1, path={"kind": "chunk", "chunk_size": 2})[0]
 
     assert torch.autograd.gradgradcheck(f, leaves)
 

@@ -8,13 +8,27 @@ from ttr import testing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the same rows run on the CPU in test_conformance.py")
 
-ROWS = ["gla", "gated_deltanet", "kda", "rwkv7", "gated_deltaproduct", "momentum_deltanet", "mlstm", "mesanet", "ttt_mlp", "titans", "softmax_window"]
+ROWS = [
+    "gla",
+    "gated_deltanet",
+    "kda",
+    "rwkv7",
+    "gated_deltaproduct",
+    "momentum_deltanet",
+    "mlstm",
+    "mesanet",
+    "ttt_mlp",
+    "titans",
+    "softmax_window",
+]
 
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_cuda(name, dtype):
-    case = testing.random_inputs(ttr.spec(name), T=70, dk=16, dv=16, Hv=4, H=2 if name != "softmax_window" else 4, correlation=0.2).to(dtype)
+    case = testing.random_inputs(ttr.spec(name), T=70, dk=16, dv=16, Hv=4, H=2 if name != "softmax_window" else 4, correlation=0.2).to(
+        dtype
+    )
     exact = testing.evaluate(case.to(torch.float64), "definition")
     own = testing.errors(testing.evaluate(case, "definition"), exact)
     got = testing.evaluate(case.to("cuda"))

@@ -8,7 +8,9 @@ from torch import Tensor
 from .algebra import apply, columns, inner, outer, scalar, scale_or_default, start
 
 
-def deltanet(q: Tensor, k: Tensor, v: Tensor, *, step: Tensor, scale: float | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def deltanet(
+    q: Tensor, k: Tensor, v: Tensor, *, step: Tensor, scale: float | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """DeltaNet, Schlag et al. 2021 (2102.11174) and Yang et al. 2024 (2406.06484), the delta rule:
 
     S_t = S_{t-1} − β_t (S_{t-1} k_t − v_t) k_tᵀ,   o_t = S_t q_t dk^-½.
@@ -114,7 +116,9 @@ def dplr(
     return torch.stack(outputs, 1), S.transpose(-1, -2)
 
 
-def deltaproduct(q: Tensor, k: Tensor, v: Tensor, *, step: Tensor, scale: float | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def deltaproduct(
+    q: Tensor, k: Tensor, v: Tensor, *, step: Tensor, scale: float | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """DeltaProduct, Siems et al. 2025 (2502.10297): n delta steps per token; k, v [B, T, n, H, d], step [B, T, n, H].
 
     For j = 1..n: S ← S − β_{t,j} (S k_{t,j} − v_{t,j}) k_{t,j}ᵀ;   o_t = S q_t dk^-½.

@@ -64,7 +64,9 @@ def lightning(
     return _decayed(q, k, v, decay.expand(v.shape[:3]), scale, state)
 
 
-def gla(q: Tensor, k: Tensor, v: Tensor, *, log_decay: Tensor, scale: float | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def gla(
+    q: Tensor, k: Tensor, v: Tensor, *, log_decay: Tensor, scale: float | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Gated linear attention, Yang et al. 2023 (2312.06635), recurrent form of its section 4; log_decay [B, T, H, dk].
 
     S_t = S_{t-1} Diag(α_t) + v_t k_tᵀ,   o_t = S_t q_t dk^-½,   α_t = exp(log_decay_t).
@@ -94,7 +96,9 @@ def mamba2(
     return _decayed(q, k, step[..., None] * v, log_decay.exp(), scale, state)
 
 
-def mlstm(q: Tensor, k: Tensor, v: Tensor, *, log_input: Tensor, log_forget: Tensor, scale: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+def mlstm(
+    q: Tensor, k: Tensor, v: Tensor, *, log_input: Tensor, log_forget: Tensor, scale: float | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The mLSTM cell, Beck et al. 2024 (2405.04517), eqs. (19) to (27), in stabilised form; k is multiplied by dk^-½.
 
     m_t = max(log f_t + m_{t-1}, log i_t),   f' = exp(log f_t + m_{t-1} − m_t),   i' = exp(log i_t − m_t)

@@ -33,7 +33,9 @@ class Memory:
             z = self.norm_weight * self._standardised(z)[0] + self.norm_bias
         return x + z if self.residual else z
 
-    def gradients(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def gradients(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], k: Tensor, v: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of ½‖M(k) − v‖², summed over channels, with respect to every weight and every bias."""
         inputs, pre = self._layers(weights, biases, k)
         target = v - k if self.residual else v

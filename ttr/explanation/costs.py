@@ -152,7 +152,9 @@ def _linear(spec: Spec, dk: int, dv: int) -> tuple[int, str]:
     A step per key channel goes into the key, so it counts as a number.
     """
     optimizer = spec.optimizer
-    s = Signals({n: torch.ones(1, dv if x.per == "value" and spec.read.normalizer == "none" else 1) for n, x in optimizer.signals().items()})
+    s = Signals(
+        {n: torch.ones(1, dv if x.per == "value" and spec.read.normalizer == "none" else 1) for n, x in optimizer.signals().items()}
+    )
     dv = dv + (spec.read.normalizer != "none")
     z = tuple(torch.ones(dk, dv) for _ in range(1 + len(optimizer.slots)))
     with CountFlops() as update:

@@ -116,7 +116,9 @@ class _Writer:
 
     def _loss(self) -> str:
         objective = self.spec.objective
-        signals = {n: Symbol.named(signal_symbol(n)) if s.constant is False else Symbol.lift(s.value) for n, s in objective.signals().items()}
+        signals = {
+            n: Symbol.named(signal_symbol(n)) if s.constant is False else Symbol.lift(s.value) for n, s in objective.signals().items()
+        }
         try:
             return str(objective.loss(Symbol.named("f"), Symbol.named("v"), Signals(signals)))  # type: ignore[arg-type]
         except Exception:  # as in `_model`
@@ -194,7 +196,9 @@ class _Writer:
         old, new = self._matrices(self.before), self._matrices(self.now)
         alpha = gate_symbol(self.spec, self.now)
         gates = [self.spec.gate.kind != "none" and d for d in optimizer.decayed_slots()]
-        values = {n: Symbol.lift(s.value) if s.constant else Symbol.named(signal_symbol(n, self.now)) for n, s in optimizer.signals().items()}
+        values = {
+            n: Symbol.lift(s.value) if s.constant else Symbol.named(signal_symbol(n, self.now)) for n, s in optimizer.signals().items()
+        }
         try:
             z = tuple(Symbol.named(alpha) * Symbol.named(m) if g else Symbol.named(m) for m, g in zip(old, gates, strict=True))
             out = optimizer.update(z, Symbol.named(f"g{self.now}"), Signals(values))  # type: ignore[arg-type]
@@ -211,7 +215,9 @@ class _Writer:
             return update
         n = str(spec.steps).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
         bounds = ", ".join(f"{m}₀ = {m}ₜ₋₁, {m}ₜ = {m}{n}" for m in self.letters)
-        gate = "" if spec.gate.kind == "none" else f"; {gate_symbol(spec, '₁')} = {gate_symbol(spec, 'ₜ')}, then {gate_symbol(spec, 'ⱼ')} = 1"
+        gate = (
+            "" if spec.gate.kind == "none" else f"; {gate_symbol(spec, '₁')} = {gate_symbol(spec, 'ₜ')}, then {gate_symbol(spec, 'ⱼ')} = 1"
+        )
         return [f"for j = 1, …, {spec.steps}:      ({bounds}{gate})", *(f"  {line}" for line in update)]
 
     def readout(self) -> list[str]:

@@ -99,7 +99,10 @@ def coefficients(c: Coefficients) -> list[str]:
         matrix += [" " * len(matrix[0])] * (r - len(matrix))
         columns.append([f"{name} = {matrix[0]}", *(" " * (len(name) + 3) + row for row in matrix[1:])])
     if c.known is not None:  # the tilde takes no column of its own
-        columns = [[line if line.startswith("b̃") or "b̃" not in name else line[1:] for line in col] for name, col in zip(blocks, columns, strict=True)]
+        columns = [
+            [line if line.startswith("b̃") or "b̃" not in name else line[1:] for line in col]
+            for name, col in zip(blocks, columns, strict=True)
+        ]
     lines = ["    ".join(parts) for parts in zip(*columns, strict=True)]
     note = [] if c.symbolic else ["The optimizer's functions take no symbols: entries say which signals each number moves with."]
     return [f"Probed from the optimizer and the gate, z = ({', '.join(letters)}):", c.form, *lines, *note]

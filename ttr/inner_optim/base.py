@@ -49,7 +49,9 @@ class Solver(Piece):
 
     def check(self, spec):
         if spec.regressor.kind != "least_squares":
-            raise SpecError(f"optimizer={self.kind!r} solves the normal equations of regressor least_squares, got regressor={spec.regressor.kind!r}")
+            raise SpecError(
+                f"optimizer={self.kind!r} solves the normal equations of regressor least_squares, got regressor={spec.regressor.kind!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,9 @@ class Optimizer(Piece):
         linear = spec.regressor.linear
         for name, s in self.signals().items():
             if s.per in ("key", "value") and not linear:
-                raise SpecError(f"optimizer.{name}.per={s.per!r} needs regressor linear: {spec.regressor.kind!r} has no single {s.per} axis")
+                raise SpecError(
+                    f"optimizer.{name}.per={s.per!r} needs regressor linear: {spec.regressor.kind!r} has no single {s.per} axis"
+                )
             if s.per == "tensor":
                 raise SpecError(f"optimizer.{name}.per='tensor' is not available yet; choose from ['head', 'key', 'value']")
         if self.step_rule.kind != "plain" and not (linear and spec.objective.quadratic):
@@ -121,7 +125,9 @@ class Optimizer(Piece):
             if self.mini_batch == 1:
                 raise SpecError("optimizer.accumulate=true needs mini_batch > 1: it makes one step per mini-batch")
             if spec.read.at != "before":
-                raise SpecError("optimizer.accumulate=true needs read=before: reading after the step would show a token the rest of its mini-batch")
+                raise SpecError(
+                    "optimizer.accumulate=true needs read=before: reading after the step would show a token the rest of its mini-batch"
+                )
         if self.write_key == "separate":
             if not (linear and self.linear and spec.objective.kind == "l2"):
                 raise SpecError(
@@ -130,7 +136,9 @@ class Optimizer(Piece):
                 )
             if self.step_rule.kind == "implicit" or self.accumulate:
                 other = "accumulate" if self.accumulate else "step_rule='implicit'"
-                raise SpecError(f"optimizer.write_key='separate' with {other} has no closed form; use step_rule plain or nlms without accumulate")
+                raise SpecError(
+                    f"optimizer.write_key='separate' with {other} has no closed form; use step_rule plain or nlms without accumulate"
+                )
         if self.position != "none":
             if not (isinstance(self.mini_batch, int) and self.mini_batch > 1):
                 raise SpecError(f"optimizer.position={self.position!r} needs mini_batch to be a number > 1, got {self.mini_batch!r}")

@@ -19,8 +19,7 @@ class Delta(SGD):
     def check(self, spec):
         if spec.objective.kind != "l2":
             raise SpecError(
-                f"optimizer=delta is sgd on objective l2, got objective={spec.objective.kind!r}; "
-                "set objective: l2, or write optimizer: sgd"
+                f"optimizer=delta is sgd on objective l2, got objective={spec.objective.kind!r}; set objective: l2, or write optimizer: sgd"
             )
         super().check(spec)
 

@@ -166,14 +166,24 @@ def _join_normalizer(state: State, spec: Spec) -> State:
     def join(tree):
         return {"W": torch.cat([tree["W"], tree["normalizer"]], -1)}
 
-    return replace(state, weights=join(state.weights), slots={name: join(t) for name, t in state.slots.items()}, mini_batch=_map_weights(state.mini_batch, join))
+    return replace(
+        state,
+        weights=join(state.weights),
+        slots={name: join(t) for name, t in state.slots.items()},
+        mini_batch=_map_weights(state.mini_batch, join),
+    )
 
 
 def _split_normalizer(state: State, spec: Spec) -> State:
     def split(tree):
         return {"W": tree["W"][..., :-1], "normalizer": tree["W"][..., -1:]}
 
-    return replace(state, weights=split(state.weights), slots={name: split(t) for name, t in state.slots.items()}, mini_batch=_map_weights(state.mini_batch, split))
+    return replace(
+        state,
+        weights=split(state.weights),
+        slots={name: split(t) for name, t in state.slots.items()},
+        mini_batch=_map_weights(state.mini_batch, split),
+    )
 
 
 def _map_weights(tree: Any, fn) -> Any:

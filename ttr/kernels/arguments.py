@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -140,10 +141,12 @@ def _expected(name: str, per: str, spec: Spec, sizes: Sizes) -> str:
 
 def _check_decay(decay: Tensor) -> None:
     """A positive or NaN log decay is refused where looking costs nothing: eager, on the CPU."""
-    if decay.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(decay):
+    if decay.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(decay):  # type: ignore[attr-defined]
         return
     if not bool((decay <= 0).all()):
-        raise ValueError(f"log_decay: got a maximum of {decay.max().item():.4g}, expected natural logs <= 0 (is this a factor, not its log?)")
+        raise ValueError(
+            f"log_decay: got a maximum of {decay.max().item():.4g}, expected natural logs <= 0 (is this a factor, not its log?)"
+        )
 
 
 def sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple[list[int], Tensor]:
@@ -155,7 +158,7 @@ def sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple
     if B != 1:
         raise ValueError(f"cu_seqlens packs sequences into one row: expected B = 1, got B = {B}")
     bounds = cu_seqlens.tolist()
-    lengths = [b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    lengths = [b - a for a, b in pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != T or min(lengths) < 0:
         raise ValueError(f"cu_seqlens={bounds}: expected 0 = c_0 <= c_1 <= ... <= c_N = T = {T}")
     start = torch.tensor(bounds[:-1], device=device)[:, None]

@@ -150,7 +150,8 @@ class _Probe:
     def _objective(self, prediction: Tensor, target: Tensor) -> Tensor:
         objective = self.spec.objective
         values = {
-            name: self.given.signals.get(name, torch.tensor(s.value or 0.0)).expand(prediction.shape[:-1]) for name, s in objective.signals().items()
+            name: self.given.signals.get(name, torch.tensor(s.value or 0.0)).expand(prediction.shape[:-1])
+            for name, s in objective.signals().items()
         }
 
         def loss(p: Tensor, v: Tensor, s: dict[str, Tensor]) -> Tensor:

@@ -43,7 +43,8 @@ class LM(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         options = {"path": path, **layer_overrides}
         self.blocks = nn.ModuleList(
-            Block(d_model, spec, mlp=mlp, mlp_ratio=mlp_ratio, layer_idx=i, n_layers=len(layers), **options) for i, spec in enumerate(layers)
+            Block(d_model, spec, mlp=mlp, mlp_ratio=mlp_ratio, layer_idx=i, n_layers=len(layers), **options)
+            for i, spec in enumerate(layers)
         )
         self.norm = nn.RMSNorm(d_model, eps=EPS)
         self.head = nn.Linear(d_model, vocab_size, bias=False)

@@ -93,7 +93,10 @@ class Mixer(nn.Module):
         """Of the declaration's signals and of the output gates, which are called output_0, ... by their place."""
         heads, steps = self.sizes.heads, self.spec.steps
         signals: dict[str, Signal] = dict(self.spec.signals())
-        sizes = {name: SignalSize(heads, s.width(self.dk, self.dv), steps if name == "step" and steps > 1 else None) for name, s in signals.items()}
+        sizes = {
+            name: SignalSize(heads, s.width(self.dk, self.dv), steps if name == "step" and steps > 1 else None)
+            for name, s in signals.items()
+        }
         for i, stage in enumerate(self.spec.layer.output or ()):
             if isinstance(stage, OutputGate):
                 signals[f"output_{i}"] = gate = stage.gate_signal  # type: ignore[attr-defined]

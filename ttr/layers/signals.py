@@ -76,7 +76,10 @@ class SignalProjection(nn.Module):
             if s.rank is None:
                 self.fused_names.setdefault(s.source, []).append(name)
         self.fused = nn.ModuleDict(
-            {source: nn.Linear(sources[source], sum(sizes[n].total for n in names), bias=False) for source, names in self.fused_names.items()}
+            {
+                source: nn.Linear(sources[source], sum(sizes[n].total for n in names), bias=False)
+                for source, names in self.fused_names.items()
+            }
         )
         self.low_rank, self.shift = nn.ModuleDict(), nn.ModuleDict()
         self.bias, self.maps = nn.ParameterDict(), nn.ModuleDict()

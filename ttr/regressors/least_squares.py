@@ -33,9 +33,7 @@ class LeastSquares(Regressor):
 
     def __post_init__(self):
         if self.ridge_floor < 0 or not self.ridge > self.ridge_floor:
-            raise SpecError(
-                f"regressor.ridge={self.ridge}, ridge_floor={self.ridge_floor}: expected 0 <= ridge_floor < ridge"
-            )
+            raise SpecError(f"regressor.ridge={self.ridge}, ridge_floor={self.ridge_floor}: expected 0 <= ridge_floor < ridge")
 
     def init(self, dk, dv) -> dict[str, Init]:
         softplus_inverse = math.log(math.expm1(self.ridge - self.ridge_floor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -58,7 +59,7 @@ class MLP(Regressor):
         hidden = max(1, round(self.expansion * dk))
         widths = [dk, *[hidden] * (self.depth - 1), dv]
         init = {}
-        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+        for i, (a, b) in enumerate(itertools.pairwise(widths), start=1):
             init[f"W{i}"] = normal(a, b, std=self.weight_std)
             if self.bias:
                 init[f"b{i}"] = zeros(b)

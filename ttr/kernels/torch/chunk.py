@@ -35,7 +35,9 @@ def chunk(problem: Problem, chunk_size: int = 32) -> tuple[Tensor, State]:
     padded = problem.padded(-(-T // size) * size)
     rec = lower(padded)
     if any(x.shape[-1] > 1 for x in (rec.A, rec.b, rec.c, rec.read)):
-        raise ValueError("path='chunk': a coefficient varies per value channel, so each column has its own triangular system; use path='recurrent'")
+        raise ValueError(
+            "path='chunk': a coefficient varies per value channel, so each column has its own triangular system; use path='recurrent'"
+        )
     z = stack_slots(problem.state, problem.spec.optimizer.slots)
     o, z = run_chunks(rec, padded.q, z, size)
     return o[:, :, :T], unstack_slots(z, problem)
@@ -147,7 +149,7 @@ def double(blocks: Blocks) -> Blocks:
 def run_chunks(rec: LinearRecurrence, q: Tensor, z: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """rec over T tokens, T a multiple of `size`; z: [r, N, H, dk, dv]. Returns o: [N, H, T, dv] and the last z."""
     N, H, T, dk = q.shape
-    n, r, M = rec.x.shape[3], rec.r, N * H * (T // size)
+    r, M = rec.r, N * H * (T // size)
     per_key = max(x.shape[-2] for x in (rec.A, rec.b, rec.c, rec.read)) > 1
 
     def tiles(x: Tensor, lead: int) -> Tensor:  # [..., N, H, T, *] -> [..., M, size, *]
@@ -188,7 +190,9 @@ def run_chunks(rec: LinearRecurrence, q: Tensor, z: Tensor, size: int) -> tuple[
         if known is not None:
             target = target + P[1] @ known
         system = torch.cat([_slots_last(look), target], -1)
-        solved = torch.linalg.solve_triangular(torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - P[0], system, upper=False, unitriangular=True)
+        solved = torch.linalg.solve_triangular(
+            torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - P[0], system, upper=False, unitriangular=True
+        )
         E_X, E_V = solved[..., : r * dk], solved[..., r * dk :]
         carry = F[0].mT @ E_X
     else:

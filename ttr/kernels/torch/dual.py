@@ -11,6 +11,8 @@ another. Source: the dual form of TTT (2407.04620, section 2.5), here for any li
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -20,7 +22,7 @@ from ...inner_optim import Signals
 from ...lowering import Coefficients, coefficients, effective_signals, keep_factor
 from ...state import State
 from ..problem import Problem
-from .chunk import double, tokens_as_blocks
+from .chunk import double, sum_of, tokens_as_blocks
 
 Weights = dict[str, Tensor]
 
@@ -41,8 +43,8 @@ def dual(problem: Problem) -> tuple[Tensor, State]:
 def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
     spec, T = problem.spec, problem.q.shape[2]
     values = effective_signals(problem)
-    memory = {"weights": problem.state.weights, "slots": problem.state.slots}
-    memory["mini_batch"] = {name: x for name, x in problem.state.mini_batch.items() if name != "position"}
+    gathered = {name: x for name, x in problem.state.mini_batch.items() if name != "position"}
+    memory: dict[str, dict] = {"weights": problem.state.weights, "slots": problem.state.slots, "mini_batch": gathered}
     probed = None
     if not spec.optimizer.accumulate:
         probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
@@ -50,7 +52,11 @@ def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
     outputs, t = [], 0
     while t < T:
         end = min(T, t + size - position)
-        part = {"q": problem.q[:, :, t:end], "k": problem.k[:, :, t:end].flatten(2, 3), "v": problem.v[:, :, t:end].flatten(2, 3)}
+        part: dict[str, Any] = {
+            "q": problem.q[:, :, t:end],
+            "k": problem.k[:, :, t:end].flatten(2, 3),
+            "v": problem.v[:, :, t:end].flatten(2, 3),
+        }
         part["signals"] = {name: s[:, :, t:end].flatten(2)[..., None] for name, s in values.items()}
         if problem.log_decay is not None:
             part["log_decay"] = problem.log_decay[:, :, t:end]
@@ -96,7 +102,7 @@ class Looked:
 
     def ttr_linear(self, x: Tensor, bias: Looked | None) -> Tensor:
         self.inputs[self.name] = (x, None if bias is None else bias.name)
-        y = sum(c[:, None] * (x @ z) for c, z in zip(self.rows, self.slots, strict=True))
+        y = sum_of(c[:, None] * (x @ z) for c, z in zip(self.rows, self.slots, strict=True))
         if bias is not None:
             y = y + self.rows.T @ torch.stack(bias.slots)
         return y + self.taps[self.name]  # a zero whose gradient is the loss's gradient at the layer's output
@@ -109,7 +115,7 @@ class Moved:
         self.slots, self.rows, self.mask, self.written = slots, rows, mask, written
 
     def ttr_linear(self, h: Tensor, bias: Moved | None) -> Tensor:
-        y = sum(row[:, None] * (h @ z) for row, z in zip(self.rows, self.slots, strict=True))
+        y = sum_of(row[:, None] * (h @ z) for row, z in zip(self.rows, self.slots, strict=True))
         if bias is not None:
             y = y + self.rows.T @ torch.stack(bias.slots)
         if self.written is not None:
@@ -153,16 +159,20 @@ class MiniBatch:
         shapes = {name: zs[0].shape[-1] for name, zs in start.items() if zs[0].ndim == 2}
         taps = {name: part["k"].new_zeros(events, width) for name, width in shapes.items()}
 
+        biases: dict[str, str | None] = {}
+
         def loss(taps):
             inputs: dict[str, tuple[Tensor, str | None]] = {}
             weights = {name: Looked(name, zs, rows, taps, inputs) for name, zs in start.items()}
             f = self.spec.regressor.predict({**weights, **loop.outer}, part["k"])
-            each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(f, part["v"], {n: s[:, 0] for n, s in part["signals"].items()})
-            self.biases = {name: bias for name, (_, bias) in inputs.items()}
+            each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(
+                f, part["v"], {n: s[:, 0] for n, s in part["signals"].items()}
+            )
+            biases.update({name: bias for name, (_, bias) in inputs.items()})
             return each.sum(), {name: x for name, (x, _) in inputs.items()}
 
         gradients, inputs = grad(loss, has_aux=True)(taps)
-        return {name: (x, self.biases[name]) for name, x in inputs.items()}, gradients
+        return {name: (x, biases[name]) for name, x in inputs.items()}, gradients
 
     def _advance(self, part: dict, z: dict, inputs: dict, gradients: Weights) -> dict:
         """The slots after the part: z_k <- sum_l phi_kl z_l + sum_e F_ek g_e."""
@@ -206,4 +216,3 @@ class MiniBatch:
         if self.closes:
             z = loop._step_once(z, open_)
         return o, {**loop._memory(z), "mini_batch": open_}
-

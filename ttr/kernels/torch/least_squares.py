@@ -59,7 +59,9 @@ def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
     return o.flatten(2, 3)[:, :, :T], last.state(problem, events.ridge)
 
 
-def _between_chunks(start: Statistics, k: Tensor, v: Tensor, weight: Tensor, decays: Decays, roots: Decays | None) -> tuple[Statistics, Statistics]:
+def _between_chunks(
+    start: Statistics, k: Tensor, v: Tensor, weight: Tensor, decays: Decays, roots: Decays | None
+) -> tuple[Statistics, Statistics]:
     """The statistics before each chunk [N, H, chunks, ..], and the last ones. roots: per-key decays, halved in the log."""
     add_G = (decays.end * weight * k).mT @ v
     if roots is None:
