@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import multiprocessing
 import os
+import signal
 import statistics
 import traceback
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from experiments.config import ConfigError, ExecutionConfig, Experiment
 from experiments.model import build_lm, parameter_count, state_bytes
 from experiments.progress import RunBars
 from experiments.tasks import slice_names
-from experiments.train import Run, read_result, train
+from experiments.train import Report, Run, read_result, train
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def execute(experiment: Experiment, runs: Sequence[Run], bars: RunBars) -> list[
     total = len({run.id for run in runs})
     bars.start(total=total, finished=total - len(open_runs))
     device = resolve_device(execution.device)
-    jobs, threads = parallelism(execution, device, len(open_runs))
-    execution = dataclasses.replace(execution, device=device, threads=threads)
+    jobs = parallel_jobs(execution, device, len(open_runs))
+    execution = dataclasses.replace(execution, device=device)
     if not open_runs:
         return []
     if jobs == 1:
@@ -100,16 +101,14 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
-def parallelism(execution: ExecutionConfig, device: str, runs: int) -> tuple[int, int]:
-    """(runs at a time, threads of each): models this small use one core better than they share several."""
+def parallel_jobs(execution: ExecutionConfig, device: str, runs: int) -> int:
+    """Runs at a time: as many as there are cores on the CPU, one on a GPU, unless the configuration says."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = execution.jobs or (cores if device == "cpu" else 1)
-    jobs = max(1, min(jobs, runs))
-    return jobs, execution.threads or max(1, cores // jobs)
+    return max(1, min(execution.jobs or (cores if device == "cpu" else 1), runs))
 
 
 def _in_process(runs: Iterable[Run], folder: Path, execution: ExecutionConfig, bars: RunBars) -> Iterable[str]:
-    torch.set_num_threads(execution.threads or 1)
+    torch.set_num_threads(execution.threads)
     for run in runs:
         try:
             bars.finish(run.name, train(run, folder, execution, bars.update))
@@ -120,8 +119,8 @@ def _in_process(runs: Iterable[Run], folder: Path, execution: ExecutionConfig, b
 
 def _in_pool(runs: Iterable[Run], folder: Path, execution: ExecutionConfig, jobs: int, bars: RunBars) -> Iterable[str]:
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started threads
-    queue = context.Queue()
-    with ProcessPoolExecutor(jobs, context, _start_worker, (queue, execution.threads)) as pool:
+    queue, stop = context.Queue(), context.Event()
+    with ProcessPoolExecutor(jobs, context, _start_worker, (queue, stop, execution.threads)) as pool:
         waiting = {pool.submit(_work, run, folder, execution): run for run in runs}
         try:
             while waiting:
@@ -130,29 +129,37 @@ def _in_pool(runs: Iterable[Run], folder: Path, execution: ExecutionConfig, jobs
                 for future in done:
                     run = waiting.pop(future)
                     error = future.exception()
-                    if isinstance(error, KeyboardInterrupt):
-                        raise error
                     if error is None:
                         bars.finish(run.name, future.result())
                     else:
                         bars.fail(run.name)
                         yield _failure(run, error)
         except BaseException:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-_queue: Any = None  # of a worker process: set once when it starts
+_report: Report | None = None  # of a worker process: set once when it starts
 
 
-def _start_worker(queue: Any, threads: int | None) -> None:
-    global _queue
-    _queue = queue
-    torch.set_num_threads(threads or 1)
+def _start_worker(queue: Any, stop: Any, threads: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent alone answers it, and tells the workers to stop."""
+    global _report
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    parent = os.getppid()
+
+    def report(event: dict[str, Any]) -> None:
+        if stop.is_set() or os.getppid() != parent:
+            raise KeyboardInterrupt
+        queue.put(event)
+
+    _report = report
 
 
 def _work(run: Run, folder: Path, execution: ExecutionConfig) -> dict[str, Any]:
-    return train(run, folder, execution, _queue.put)
+    return train(run, folder, execution, _report)
 
 
 def _drain(queue: Any, bars: RunBars) -> None:

@@ -65,7 +65,7 @@ class ExecutionConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int | None = None  # runs at a time; null: one per core on the CPU, one on a GPU
-    threads: int | None = None  # torch threads of a run; null: the cores divided by the jobs
+    threads: int = 1  # torch threads of a run: at this size more of them wait for each other longer than they work
     workers: int = 0  # data loader processes of a run
     checkpoint_every: int = 200  # steps
     compile: bool = False

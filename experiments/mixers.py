@@ -22,15 +22,12 @@ class MixerEntry:
         """One declaration per block: the pattern, repeated."""
         if n_layers % len(self.declaration):
             raise ValueError(
-                f"mixer {self.label!r} lists {len(self.declaration)} declarations, which does not divide "
-                f"model.n_layers={n_layers}"
+                f"mixer {self.label!r} lists {len(self.declaration)} declarations, which does not divide model.n_layers={n_layers}"
             )
         return self.declaration * (n_layers // len(self.declaration))
 
 
-def choose_mixers(
-    listed: Mapping[str, Any], overrides: Mapping[str, Any], common: Mapping[str, Any] | None = None
-) -> list[MixerEntry]:
+def choose_mixers(listed: Mapping[str, Any], overrides: Mapping[str, Any], common: Mapping[str, Any] | None = None) -> list[MixerEntry]:
     """The mixers to compare.
 
     `listed` comes from the file. `overrides` may hold "mixers" (a list of labels or declarations: only these),
@@ -46,9 +43,7 @@ def choose_mixers(
     else:
         entries = dict(_find(item, listed) for item in chosen)
     if not entries:
-        raise ValueError(
-            f"no mixer to train: say mixer=NAME, with a preset ({', '.join(ttr.presets())}) or a YAML path"
-        )
+        raise ValueError(f"no mixer to train: say mixer=NAME, with a preset ({', '.join(ttr.presets())}) or a YAML path")
     if changes and len(entries) > 1:
         raise ValueError(
             f"{', '.join(f'mixer.{key}' for key in changes)} changes one mixer: say which with mixer=NAME; "

@@ -183,7 +183,13 @@ def draw_untrained(path: Path, results: Sequence[UntrainedResult], d: int) -> No
                 axis.set_ylim(0, 1.03)
         axes[0].text(d, 0.03, f"  n = d = {d}", fontsize=9)
         axes[2].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-        figure.suptitle("Untrained recall: the inner rules alone, on random unit keys", x=0.01, ha="left", fontweight="bold", fontsize=14)
+        figure.suptitle(
+            "Untrained recall: the inner rules alone, on random unit keys",
+            x=0.01,
+            ha="left",
+            fontweight="bold",
+            fontsize=14,
+        )
         figure.tight_layout()
         _save(figure, path)
 

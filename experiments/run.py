@@ -12,11 +12,13 @@ mapping; `mixer.optimizer=momentum` changes its declaration.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.padding import Padding
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(experiment: Experiment, console: Console) -> int:
     """The whole experiment; the number of failed runs decides the exit status."""
     started, config = time.perf_counter(), experiment.config
+    torch.set_num_threads(config.execution.threads)
     runs = plan(experiment)
     sizes(experiment)  # refuses a wrong declaration before the first step
     console.print(f"[bold]{config.title or config.name}[/bold]", highlight=False)
@@ -86,7 +89,7 @@ def run(experiment: Experiment, console: Console) -> int:
         console.print()
         console.print(report.result_table(summaries, config.title or config.name))
     if config.notes:
-        console.print(Padding(config.notes.strip(), (0, 1)), highlight=False)
+        console.print(Padding(config.notes.strip(), (0, 1)), highlight=False, width=min(console.width, 110))
     console.print(f"\n{experiment.folder}: accuracy.png, results.csv, runs/   ({time.perf_counter() - started:.0f} s)")
     for failure in failures:
         console.print(f"[red]failed:[/red] {failure}", highlight=False, markup=True)
@@ -101,4 +104,5 @@ def show_untrained(experiment: Experiment, console: Console) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is an interruption too
     sys.exit(main())

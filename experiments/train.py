@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import platform
+import signal
 import subprocess
 import time
 import warnings
@@ -72,9 +73,7 @@ def read_result(run: Run, experiment_folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def train(
-    run: Run, experiment_folder: Path, execution: ExecutionConfig, report: Report | None = None
-) -> dict[str, Any]:
+def train(run: Run, experiment_folder: Path, execution: ExecutionConfig, report: Report | None = None) -> dict[str, Any]:
     """Train, evaluate and write the result; goes on from the newest checkpoint, returns the result of a finished run."""
     finished = read_result(run, experiment_folder)
     if finished is not None:
@@ -97,22 +96,16 @@ def train(
     )
     lightning.seed_everything(run.seed, workers=True, verbose=False)
     segments = task.segments("test")
-    module = RecallModule(
-        task.vocab_size, run.model, run.declaration, settings, data.steps, segments, compile=execution.compile
-    )
+    module = RecallModule(task.vocab_size, run.model, run.declaration, settings, data.steps, segments, compile=execution.compile)
     clock = Clock()
     callbacks: list[Callback] = [clock, Progress(run, data.steps, report)] if report else [clock]
     if settings["stop_at"] is not None:
         callbacks.append(
-            EarlyStopping(
-                "val/accuracy", mode="max", patience=data.steps, stopping_threshold=settings["stop_at"], verbose=False
-            )
+            EarlyStopping("val/accuracy", mode="max", patience=data.steps, stopping_threshold=settings["stop_at"], verbose=False)
         )
     checkpoints = folder / "checkpoints"
     callbacks.append(
-        ModelCheckpoint(
-            checkpoints, filename="{step}", every_n_train_steps=execution.checkpoint_every, enable_version_counter=False
-        )
+        ModelCheckpoint(checkpoints, filename="{step}", every_n_train_steps=execution.checkpoint_every, enable_version_counter=False)
     )
     trainer = Trainer(
         accelerator=execution.device if execution.device != "cuda" else "gpu",
@@ -130,11 +123,13 @@ def train(
         enable_model_summary=False,
     )
     newest = max(checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=newest)
         val = trainer.validate(module, datamodule=data, verbose=False)[0]
         test = trainer.test(module, datamodule=data, verbose=False)[0]
-    except SystemExit as stop:  # how Lightning ends after Ctrl-C
+    except SystemExit as stop:  # how Lightning ends after Ctrl-C, which it has made the process deaf to
+        signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from stop
 
     longest = max(segment.seq_len for segment in segments)
@@ -166,15 +161,9 @@ def total_steps(run: Run) -> int:
     """Length of a run in optimizer steps."""
     if run.train["steps"] is not None:
         return run.train["steps"]
-    steps = (
-        TaskData(read_task(run.task), seed=run.seed, steps=1, batch_size=run.train["batch_size"])
-        .split("train")
-        .steps_per_epoch()
-    )
+    steps = TaskData(read_task(run.task), seed=run.seed, steps=1, batch_size=run.train["batch_size"]).split("train").steps_per_epoch()
     if steps is None:
-        raise ValueError(
-            "train.epochs needs a task with a number of training examples; this one is endless: give steps"
-        )
+        raise ValueError("train.epochs needs a task with a number of training examples; this one is endless: give steps")
     return steps * run.train["epochs"]
 
 
@@ -187,9 +176,7 @@ class Clock(Callback):
         self._seen = 0
         self._created = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
         self._seen += 1
         if self._seen > WARMUP_STEPS:
             self.tokens += batch.tokens.numel()
@@ -242,9 +229,7 @@ class Progress(Callback):
         self.run, self.steps, self.report = run.name, steps, report
         self.every = max(1, steps // 100)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
         if trainer.global_step % self.every == 0:
             loss = float(outputs["loss"])
             self.report({"run": self.run, "step": trainer.global_step, "steps": self.steps, "loss": loss})
@@ -280,10 +265,7 @@ def _commit() -> str | None:
 
 def _by_slice(metrics: Any, stage: str, names: list[str]) -> dict[str, Any]:
     """{"accuracy", "loss", "slices": {name: {"accuracy", "old"}}}; `old` is the fraction of outdated answers."""
-    slices = {
-        name: {"accuracy": metrics[f"{stage}/accuracy/{name}"], "old": metrics.get(f"{stage}/old/{name}")}
-        for name in names
-    }
+    slices = {name: {"accuracy": metrics[f"{stage}/accuracy/{name}"], "old": metrics.get(f"{stage}/old/{name}")} for name in names}
     return {"accuracy": metrics[f"{stage}/accuracy"], "loss": metrics[f"{stage}/loss"], "slices": slices}
 
 

@@ -77,7 +77,7 @@ TYPES = {
     "string for number": ({"regressor": {"kind": "mlp", "expansion": "4"}, "optimizer": "delta"},
         "regressor.expansion='4': expected a number, got str"),
     "bool for number": (layer(expand_k=True), "layer.expand_k=True: expected a number, got bool"),
-    "nan": ({"optimizer": "delta", "read": {"scale": NAN}}, "read.scale=nan: expected a number"),
+    "nan": ({"optimizer": "delta", "read": {"scale": NAN}}, "read.scale=nan: expected a finite number"),
     "number for bool": ({"optimizer": {"kind": "momentum", "nesterov": 1}}, "optimizer.nesterov=1: expected true or false, got int"),
     "string for bool": (opt(accumulate="yes"), "optimizer.accumulate='yes': expected true or false, got str"),
     "bool for a signal": (opt(step=True), "optimizer.step=True: a signal is a number, a map name", "'sigmoid'"),

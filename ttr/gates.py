@@ -73,6 +73,8 @@ class Fixed(Gate):
     decay: Literal["retnet", "lightning", "learned"] | tuple[float, ...] = "retnet"
 
     def __post_init__(self):
+        if self.decay == ():
+            raise SpecError("gate.decay=[]: expected one natural log decay per head")
         if isinstance(self.decay, tuple) and not all(d <= 0 for d in self.decay):
             raise SpecError(f"gate.decay={list(self.decay)}: natural log decays must be <= 0")
 

@@ -150,7 +150,7 @@ class InnerLoop:
             position += 1
             read = self._read(z, s)
             if optimizer.position != "none":
-                read = {name: start[name][0] + self._factor(position) * (w - start[name][0]) for name, w in read.items()}
+                read = {name: start[name][0] + self.factors(position - 1, 1, w) * (w - start[name][0]) for name, w in read.items()}
             if spec.read.at == "after":
                 outputs.append(self._predict(read, tokens["q"][t]))
             if position == spec.mini_batch:
@@ -190,7 +190,7 @@ class InnerLoop:
         def factor(name: str) -> Tensor | None:
             if keep.shape[-1] == 1:
                 return keep.reshape(())
-            return keep[:, None] if name in regressor.key_axis else None  # per key channel: the tensors the key enters
+            return keep[:, None] if name in regressor.key_axis() else None  # per key channel: the tensors the key enters
 
         out = {}
         for name, slots in z.items():
@@ -228,11 +228,12 @@ class InnerLoop:
             out[name] = tuple(x + dx for x, dx in zip(slots, added, strict=True))
         return out
 
-    def _factor(self, position: int) -> Tensor | float:
-        """c_i = max(0, 1/i + delta_i), i = 1.. within the mini-batch (TTT)."""
+    def factors(self, position: int, tokens: int, like: Tensor) -> Tensor:
+        """c_i = max(0, 1/i + delta_i), i = position + 1, ..., within the mini-batch (TTT): [tokens]."""
+        mean = 1.0 / torch.arange(position + 1, position + 1 + tokens, dtype=like.dtype, device=like.device)
         if self.optimizer.position == "mean":
-            return 1.0 / position
-        return torch.clamp(1.0 / position + self.params["position"][position - 1], min=0)
+            return mean
+        return torch.clamp(mean + self.params["position"][position : position + tokens], min=0)
 
     def _gather(self, open_: dict, g: Weights, s: Signals, keep: Tensor | None) -> dict:
         """Add one event to the open mini-batch. An optimizer without a weight of its own is weighted by its step."""

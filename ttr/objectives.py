@@ -44,7 +44,8 @@ class Objective(Piece):
 @constant
 def slopes(objective: Objective, dv: int) -> tuple[float, float]:
     """Probe dL/dprediction = curvature * prediction - gain * target of a quadratic objective on dv channels."""
-    gradient = torch.func.grad(lambda p, v: objective.loss(p, v, None))
+    # forward mode: nothing is saved for backward, so activation checkpointing around a layer sees nothing of it
+    gradient = torch.func.jacfwd(lambda p, v: objective.loss(p, v, None))
     one, zero = torch.ones(dv, dtype=torch.float64), torch.zeros(dv, dtype=torch.float64)
     curvature, gain = gradient(one, zero), -gradient(zero, one)
     x = torch.linspace(-2, 3, dv, dtype=torch.float64)

@@ -97,7 +97,9 @@ def parse_signal(value: Any, key: str, default: Any) -> Signal:
         return value
     base = default if isinstance(default, Signal) else Signal()
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return Signal(value=parse(float, value, key))
+        if math.isnan(value):
+            raise SpecError(f"{key}={value!r}: expected a number")
+        return Signal(value=float(value))
     body = {"map": value} if isinstance(value, str) else value
     if not isinstance(body, Mapping):
         raise SpecError(f"{key}={value!r}: a signal is a number, a map name ({SIGNAL_MAPS.kinds()}) or a mapping")
@@ -178,6 +180,8 @@ def parse(hint: Any, value: Any, key: str, default: Any = MISSING) -> Any:
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SpecError(f"{key}={value!r}: expected a number, got {type(value).__name__}")
+        if not math.isfinite(value):
+            raise SpecError(f"{key}={value!r}: expected a finite number")
         if math.isnan(value):
             raise SpecError(f"{key}={value!r}: expected a number")
         return float(value)

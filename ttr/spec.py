@@ -16,7 +16,7 @@ from torch import Tensor
 from . import gates, inner_optim, objectives, regressors, stages  # noqa: F401  (they fill the registries)
 from .constant import constant
 from .gates import Gate, NoGate
-from .inner_optim import SGD, Delta, Optimizer, Solver
+from .inner_optim import SGD, Delta, Optimizer, Plain, Solver
 from .objectives import L2, Dot
 from .registry import OBJECTIVES, OPTIMIZERS, SLOTS, STAGES, SpecError
 from .regressors import Linear, Regressor
@@ -107,6 +107,7 @@ class Spec:
         if type(self.optimizer) is SGD and isinstance(self.objective, L2):
             values = {f.name: getattr(self.optimizer, f.name) for f in fields(SGD)}
             object.__setattr__(self, "optimizer", Delta(**values))
+        self._normalise()
         streams = {
             stream: tuple(STAGES.get(kind)() for kind in kinds)
             for stream, kinds in default_streams(self.regressor).items()
@@ -115,6 +116,19 @@ class Spec:
         if streams:
             object.__setattr__(self, "layer", replace(self.layer, **streams))
         self._check()
+
+    def _normalise(self) -> None:
+        """Write what changes nothing one way, so that equivalent declarations are equal."""
+        if isinstance(self.optimizer, Optimizer) and self.objective is not None:
+            # gradients that do not see the gate have no order; frozen ones are taken at the undecayed weights
+            blind = self.objective.kind == "dot" and self.regressor.linear
+            order = "first" if blind else "coupled" if self.mini_batch != 1 and self.gate.kind != "none" else self.gate.order
+            if order != self.gate.order:
+                object.__setattr__(self, "gate", replace(self.gate, order=order))
+            if self.objective.kind == "dot" and self.optimizer.step_rule.kind == "implicit":
+                object.__setattr__(self, "optimizer", replace(self.optimizer, step_rule=Plain()))
+        if self.read.normalizer != "sum" and self.read.eps != Read().eps:
+            object.__setattr__(self, "read", replace(self.read, eps=Read().eps))
 
     def _set_objective(self) -> None:
         if self.regressor.kind == "kernel" or self.objective is not None:
@@ -139,6 +153,16 @@ class Spec:
                 f"read.normalizer={self.read.normalizer!r} is one more value channel: "
                 f"it needs regressor linear, got {self.regressor.kind!r}"
             )
+        if self.read.normalizer != "none":
+            per_value = [name for name, s in self.signals().items() if s.per == "value"]
+            if per_value:
+                raise SpecError(
+                    f"read.normalizer={self.read.normalizer!r} adds a value channel for which {per_value} per value says nothing"
+                )
+            if getattr(self.objective, "reduce", "sum") == "mean":
+                raise SpecError(
+                    f"read.normalizer={self.read.normalizer!r} adds a value channel, which objective.reduce='mean' would count; use sum"
+                )
         separate = isinstance(self.optimizer, Optimizer) and self.optimizer.write_key == "separate"
         if self.layer.write_key is not None and not separate:
             raise SpecError("layer.write_key is a stream of optimizer.write_key='separate', which is not declared")
@@ -157,6 +181,8 @@ class Spec:
             for name, s in piece.signals().items():
                 if s.tie is None:
                     continue
+                if piece is self.gate:
+                    raise SpecError(f"gate.tie={s.tie!r}: a gate cannot be tied to itself")
                 if gate is None or gate.constant or not hasattr(gate.map, "dt_of"):
                     raise SpecError(f"{name}.tie={s.tie!r} is the time step of a gate with map mamba; there is none")
                 if gate.per != s.per:

@@ -18,6 +18,14 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return {k: map_tensors(fn, v) for k, v in tree.items()} if isinstance(tree, Mapping) else fn(tree)
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested mappings by dotted name."""
+    out: dict[str, Tensor] = {}
+    for name, item in tree.items():
+        out |= flatten(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return out
+
+
 def tensors(tree: Any) -> list[Tensor]:
     return [t for v in tree.values() for t in tensors(v)] if isinstance(tree, Mapping) else [tree]
 

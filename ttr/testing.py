@@ -18,7 +18,7 @@ from .kernels.api import regress
 from .lowering import targets
 from .spec import Spec
 from .spec import spec as read_spec
-from .state import State
+from .state import State, flatten
 
 # forgetting nothing, almost nothing, a lot, all but all, and everything, besides ordinary gates
 EXTREME_LOG_DECAYS = (0.0, -1e-3, -30.0, -100.0, float("-inf"), -0.5, -0.05)
@@ -142,13 +142,6 @@ def evaluate(
         got = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         out |= {f"d {name}": torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, got, strict=True)}
     return {name: t.detach() for name, t in out.items()}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    for name, item in tree.items():
-        out |= flatten(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-    return out
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

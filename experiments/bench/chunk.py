@@ -40,16 +40,16 @@ def inputs(gate: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
     return [q, k, v], signals
 
 
-def seconds(spec: ttr.Spec, path: str, repeats: int) -> tuple[float, float]:
-    """Median seconds of (forward, forward + backward) after one warm-up."""
+def seconds(spec: ttr.Spec, path: str, repeats: int, warm_up: int) -> tuple[float, float]:
+    """Median seconds of (forward, forward + backward) after the warm-up."""
     qkv, signals = inputs(spec.gate.kind)
     forward, both = [], []
-    for i in range(repeats + 1):
+    for i in range(warm_up + repeats):
         start = time.perf_counter()
         o, _ = ttr.regress(qkv[0], qkv[1], qkv[2], spec, path=path, **signals)
         middle = time.perf_counter()
         o.square().sum().backward()
-        if i:
+        if i >= warm_up:
             forward.append(middle - start)
             both.append(time.perf_counter() - start)
     return statistics.median(forward), statistics.median(both)
@@ -63,8 +63,8 @@ def main() -> None:
     rows = []
     for gate in track(("none", "scalar", "vector"), description="gates", console=Console(stderr=True)):
         spec = ttr.spec({"optimizer": "delta", "gate": gate})
-        chunk_forward, chunk_both = seconds(spec, "chunk", args.repeats)
-        loop_forward, loop_both = seconds(spec, "recurrent", max(1, args.repeats // 3))
+        chunk_forward, chunk_both = seconds(spec, "chunk", args.repeats, warm_up=1)
+        loop_forward, loop_both = seconds(spec, "recurrent", 1, warm_up=0)
         rows.append({
             "gate": gate, "chunk_forward_ms": 1e3 * chunk_forward, "chunk_both_ms": 1e3 * chunk_both,
             "recurrent_forward_ms": 1e3 * loop_forward, "recurrent_both_ms": 1e3 * loop_both, "ratio_both": loop_both / chunk_both,
@@ -79,7 +79,9 @@ def main() -> None:
     )
     for r in rows:
         table.add_row(
-            r["gate"], *(f"{r[k]:.0f}" for k in ("chunk_forward_ms", "chunk_both_ms", "recurrent_both_ms")), f"{r['ratio_both']:.0f}"
+            r["gate"],
+            *(f"{r[k]:.0f}" for k in ("chunk_forward_ms", "chunk_both_ms", "recurrent_both_ms")),
+            f"{r['ratio_both']:.0f}",
         )
     Console().print(table)
     if args.output:

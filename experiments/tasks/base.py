@@ -151,9 +151,7 @@ class StepLoader:
 class TaskData(LightningDataModule):
     """The three splits of a task as Lightning wants them."""
 
-    def __init__(
-        self, task: Task, *, seed: int, steps: int, batch_size: int, test_batch_size: int = 256, workers: int = 0
-    ):
+    def __init__(self, task: Task, *, seed: int, steps: int, batch_size: int, test_batch_size: int = 256, workers: int = 0):
         super().__init__()
         self.task, self.seed, self.steps, self.workers = task, seed, steps, workers
         self.batch_sizes = {"train": batch_size, "val": test_batch_size, "test": test_batch_size}

@@ -103,6 +103,5 @@ def check_sizes(*, vocab_size: int, seq_len: int, pairs: int, updates: int, pass
     needed = 2 * (pairs * passes + updates) + 2 * pairs
     if needed > seq_len:
         raise ValueError(
-            f"seq_len {seq_len} is too short: {pairs} pairs x {passes} passes + {updates} updates + {pairs} queries "
-            f"need {needed} tokens"
+            f"seq_len {seq_len} is too short: {pairs} pairs x {passes} passes + {updates} updates + {pairs} queries need {needed} tokens"
         )

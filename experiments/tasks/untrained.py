@@ -49,9 +49,7 @@ def recall_of_rule(spec: ttr.Spec, keys: Tensor, values: Tensor, asked: Tensor) 
     _, state = ttr.regress(keys[:, :, None], keys[:, :, None], values[:, :, None], spec, params=params)
     rows = torch.arange(batch).repeat_interleave(asked.shape[1])
     q = keys[rows, asked.flatten()].view(-1, 1, 1, d)
-    nothing: dict[str, Any] = {
-        name: torch.zeros(len(rows), 1, 1, dtype=q.dtype) for name in WRITE_SIGNALS if name in spec.signals()
-    }
+    nothing: dict[str, Any] = {name: torch.zeros(len(rows), 1, 1, dtype=q.dtype) for name in WRITE_SIGNALS if name in spec.signals()}
     if "log_decay" in spec.signals():
         nothing["log_decay"] = torch.zeros(len(rows), 1, 1, dtype=q.dtype)
     copies = state.index_select(rows)
@@ -59,9 +57,7 @@ def recall_of_rule(spec: ttr.Spec, keys: Tensor, values: Tensor, asked: Tensor) 
     return answers.view(batch, -1, d)
 
 
-def untrained_recall(
-    rules: dict[str, Any], *, d: int, pairs: list[int], sequences: int, queries: int, seed: int
-) -> list[UntrainedResult]:
+def untrained_recall(rules: dict[str, Any], *, d: int, pairs: list[int], sequences: int, queries: int, seed: int) -> list[UntrainedResult]:
     """Every rule at every number of pairs, all on the same random data.
 
     Args:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments import config, model
 from experiments import run as command
-from experiments.compare import execute, parallelism, plan, sizes, summarise
+from experiments.compare import execute, parallel_jobs, plan, sizes, summarise
 from experiments.metrics import SliceMetrics
 from experiments.model import LrScale, RecallModule
 from experiments.progress import RunBars
@@ -20,14 +20,6 @@ from experiments.tasks import IGNORE, Overwrite
 from experiments.train import total_steps, train
 
 QUIET = ["execution.device=cpu", "execution.jobs=1"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -140,7 +132,7 @@ def test_a_comparison_trains_all_and_writes_table_and_picture(tiny, tmp_path, ca
 
 
 def test_runs_in_parallel_give_the_same_results(experiment):
-    alone, pool = experiment(folder="a"), experiment("execution.jobs=2", "execution.threads=1", folder="b")
+    alone, pool = experiment(folder="a"), experiment("execution.jobs=2", folder="b")
     for made in (alone, pool):
         with RunBars(Console(quiet=True), show=False) as bars:
             assert execute(made, plan(made), bars) == []
@@ -241,10 +233,9 @@ def test_softmax_keeps_every_token_and_a_linear_memory_does_not(experiment):
     assert short["softmax"] < long["softmax"]
 
 
-def test_parallelism_is_one_run_per_core_on_the_cpu():
+def test_jobs_are_the_cores_on_the_cpu_and_one_on_a_gpu():
     automatic = config.ExecutionConfig()
-    jobs, threads = parallelism(automatic, "cpu", runs=100)
-    assert jobs >= 1
-    assert threads == 1
-    assert parallelism(automatic, "cuda", runs=100)[0] == 1
-    assert parallelism(config.ExecutionConfig(jobs=8), "cpu", runs=3)[0] == 3
+    assert parallel_jobs(automatic, "cpu", runs=100) >= 1
+    assert parallel_jobs(automatic, "cuda", runs=100) == 1
+    assert parallel_jobs(config.ExecutionConfig(jobs=8), "cuda", runs=100) == 8
+    assert parallel_jobs(config.ExecutionConfig(jobs=8), "cpu", runs=3) == 3

@@ -146,3 +146,17 @@ def test_no_copy_of_the_weights_per_token():
     with Largest() as largest:
         testing.call(case, "dual")
     assert largest.size < T * 4 * d * d / 16
+
+
+@pytest.mark.parametrize(("memory", "decayed"), [("linear", {"W"}), ("deep", {"W1"}), ("mlp", {"W1"}), ("swiglu", {"W1", "W3"})])
+def test_a_vector_gate_decays_what_the_key_enters(memory, decayed):
+    """With nothing learned, a decayed key channel is a decayed row of the tensors that the key multiplies, and of no other."""
+    spec = declare(memory, "delta", "vector")
+    case = testing.random_inputs(spec, T=1, B=1, dk=3, dv=3)
+    decay = torch.tensor([-1.0, 0.0, -0.5], dtype=torch.float64).expand(1, 1, 2, 3)
+    case = testing.replace(case, tensors={**case.tensors, "step": torch.zeros(1, 1, 2, dtype=torch.float64), "log_decay": decay})
+    _, state = testing.call(case, "definition")
+    start = case.params if case.initial_state is None else {"W": case.initial_state[0]}
+    for name, w in state.weights.items():
+        expected = start[name] * decay[0, 0, 0].exp()[:, None] if name in decayed else start[name]
+        torch.testing.assert_close(w[0], expected)

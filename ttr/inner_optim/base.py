@@ -10,6 +10,7 @@ A `linear=True` optimizer is linear in (z, g): lowering probes the three functio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -110,6 +111,8 @@ class Optimizer(Piece):
             check_superposition(self)
         linear = spec.regressor.linear
         for name, s in self.signals().items():
+            if s.value is not None and not math.isfinite(s.value):
+                raise SpecError(f"optimizer.{name}={s.value}: expected a finite number")
             if s.per in ("key", "value") and not linear:
                 raise SpecError(
                     f"optimizer.{name}.per={s.per!r} needs regressor linear: {spec.regressor.kind!r} has no single {s.per} axis"
@@ -124,6 +127,8 @@ class Optimizer(Piece):
         if self.accumulate:
             if self.mini_batch == 1:
                 raise SpecError("optimizer.accumulate=true needs mini_batch > 1: it makes one step per mini-batch")
+            if self.mini_batch == "sequence":
+                raise SpecError("optimizer.accumulate=true with mini_batch='sequence' would never step: the mini-batch never ends")
             if spec.read.at != "before":
                 raise SpecError(
                     "optimizer.accumulate=true needs read=before: reading after the step would show a token the rest of its mini-batch"

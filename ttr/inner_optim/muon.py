@@ -58,6 +58,10 @@ class Muon(Optimizer):
 
     def check(self, spec):
         super().check(spec)
+        if spec.read.normalizer != "none":
+            raise SpecError(
+                "optimizer=muon turns whole matrices: the value channel that read.normalizer adds would be mixed with the others"
+            )
         for name, s in self.signals().items():
             if s.per != "head":
                 raise SpecError(f"optimizer.{name}.per={s.per!r}: muon turns whole matrices, its signals are per head")

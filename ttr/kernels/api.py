@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..inner_loop import complete_state
 from ..lowering import select_path
 from ..registry import unknown
 from ..spec import Spec
 from ..spec import spec as read_spec
-from ..state import State
+from ..state import State, flatten
+from . import normalizer
 from .arguments import check_params, check_shapes, sequences, signal_values
-from .paths import PATHS, fresh_state, wrap_weights
+from .paths import PATHS, fresh_state
 from .problem import Problem
 
 
@@ -61,6 +63,8 @@ def regress(
     params = check_params(params, spec, Hv, dk, dv)
     dtype = _working_dtype(q, k, v, write_key, *given.values(), *params.values(), initial_state)
     values, decay = signal_values(given, spec, sizes, dtype, q.device, params)
+    if scale is not None and (isinstance(scale, (bool, Tensor)) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
+        raise ValueError(f"scale={scale!r}: expected a finite number, or None for the declaration's")
     run, options = _runner(path, spec, T, q.device)
 
     group = Hv // H
@@ -85,23 +89,23 @@ def regress(
 
     values_laid = {name: _lay_signal(lay, x, spec.signals()[name].per, spec.steps) for name, x in values.items()}
     v_laid = events(v, False)
-    if spec.read.normalizer != "none":
-        v_laid = torch.cat([v_laid, torch.ones_like(v_laid[..., :1])], -1)
     params = {name: p.to(dtype) for name, p in params.items()}
     state = _initial(initial_state, spec, params, n_seq, Hv, dk, dv, dtype, q.device)
-    if T == 0:
-        return v.new_zeros(B, 0, Hv, dv), state
+    if T == 0 or n_seq == 0:
+        return v.new_zeros(B, T, Hv, dv), state
+    normalized = spec.read.normalizer != "none"
     problem = Problem(
         spec=spec,
         q=lay(q, 0, True) * (spec.scale(dk) if scale is None else scale),
-        k=events(k, True), v=v_laid, write_key=None if write_key is None else events(write_key, True),
+        k=events(k, True), v=normalizer.with_ones(v_laid) if normalized else v_laid,
+        write_key=None if write_key is None else events(write_key, True),
         signals=values_laid, log_decay=None if decay is None else lay(decay, 0),
-        params=params, state=_join_normalizer(state, spec), lengths=lengths,
+        params=params, state=normalizer.join(state) if normalized else state, lengths=lengths,
     )  # fmt: skip
-    o, state = run(problem, **options)
-    if spec.read.normalizer != "none":
-        o = _normalize(o, spec)
-        state = _split_normalizer(state, spec)
+    with torch.autocast(q.device.type, enabled=False):  # the state is float32 and stays it
+        o, state = _run(run, problem, options)
+    if normalized:
+        o, state = normalizer.normalize(o, spec.read), normalizer.split(state)
     o = rearrange(o, "n h t d -> n t h d")
     if index is not None and lengths is not None:
         o = torch.cat([o[i, :n] for i, n in enumerate(lengths)])[None]
@@ -119,12 +123,26 @@ def _runner(path: str | Mapping[str, Any], spec: Spec, length: int, device: torc
     if not isinstance(path, (str, Mapping)):
         raise ValueError(f"path: got {type(path).__name__}, expected a path's name or a mapping, as {{'kind': 'chunk', 'chunk_size': 32}}")
     options = {"kind": path} if isinstance(path, str) else dict(path)
-    kind, _ = select_path(spec, path=options.pop("kind", "auto"), length=length, device=device.type)
+    asked = options.pop("kind", "auto")
+    kind, _ = select_path(spec, path=asked, length=None if options else length, device=device.type)
     run, allowed = PATHS[spec.regressor.family, kind]
     for name in options:
         if name not in allowed:
             raise unknown(f"path {kind!r}: option", name, allowed)
     return run, options
+
+
+def _run(run: Callable, problem: Problem, options: dict[str, Any]) -> tuple[Tensor, State]:
+    try:
+        return run(problem, **options)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{problem.spec.regressor.kind!r} with mini_batch={problem.spec.mini_batch!r} takes gradients while it reads, which "
+            "torch.func does not do under saved-tensor hooks; use torch.utils.checkpoint.checkpoint(..., use_reentrant=True) "
+            "around the layer, and no save_on_cpu"
+        ) from error
 
 
 def _lay_signal(lay, x: Tensor, per: str, steps: int) -> Tensor:
@@ -146,53 +164,20 @@ def _initial(given: State | Tensor | None, spec: Spec, params, n: int, Hv: int, 
             raise ValueError("initial_state: a bare tensor is the W of a linear regressor without a normalizer; pass a State")
         if tuple(given.shape) != (n, Hv, dk, dv):
             raise ValueError(f"initial_state: got shape {list(given.shape)}, expected {[n, Hv, dk, dv]}")
-        return wrap_weights(spec, {"W": given.to(dtype)}, dk)
+        if not given.is_floating_point():
+            raise ValueError(f"initial_state: got dtype {given.dtype}, expected a floating-point dtype")
+        return complete_state(spec, {"W": given.to(dtype)}, dk)
     if not isinstance(given, State):
         raise ValueError(f"initial_state: got {type(given).__name__}, expected a ttr.State or a tensor")
     if given.spec_hash != spec.hash:
         raise ValueError(f"initial_state was made under another declaration (hash {given.spec_hash!r}, this one {spec.hash!r})")
-    for name, w in fresh.weights.items():
-        got = given.weights.get(name)
-        if got is None or (got.shape != w.shape and spec.regressor.family != "kernel") or got.shape[:2] != w.shape[:2]:
-            raise ValueError(f"initial_state.weights[{name!r}]: got {None if got is None else list(got.shape)}, expected {list(w.shape)}")
+    expected, got = flatten(fresh._trees()), flatten(given._trees())
+    if expected.keys() != got.keys():
+        raise ValueError(f"initial_state holds {sorted(got)}, expected {sorted(expected)}")
+    for name, t in expected.items():
+        fixed = 2 if spec.regressor.family == "kernel" else t.ndim  # a cache grows
+        if got[name].ndim != t.ndim or got[name].shape[:fixed] != t.shape[:fixed]:
+            raise ValueError(f"initial_state.{name}: got shape {list(got[name].shape)}, expected {list(t.shape)}")
+        if got[name].device != t.device:
+            raise ValueError(f"initial_state.{name} is on {got[name].device}, q on {t.device}")
     return given._map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-
-
-def _join_normalizer(state: State, spec: Spec) -> State:
-    """The normaliser is one more value channel of W while a path runs."""
-    if spec.read.normalizer == "none":
-        return state
-
-    def join(tree):
-        return {"W": torch.cat([tree["W"], tree["normalizer"]], -1)}
-
-    return replace(
-        state,
-        weights=join(state.weights),
-        slots={name: join(t) for name, t in state.slots.items()},
-        mini_batch=_map_weights(state.mini_batch, join),
-    )
-
-
-def _split_normalizer(state: State, spec: Spec) -> State:
-    def split(tree):
-        return {"W": tree["W"][..., :-1], "normalizer": tree["W"][..., -1:]}
-
-    return replace(
-        state,
-        weights=split(state.weights),
-        slots={name: split(t) for name, t in state.slots.items()},
-        mini_batch=_map_weights(state.mini_batch, split),
-    )
-
-
-def _map_weights(tree: Any, fn) -> Any:
-    """Apply `fn` to the mappings inside an open mini-batch that hold a W."""
-    if not isinstance(tree, dict):
-        return tree
-    return fn(tree) if "W" in tree else {k: _map_weights(v, fn) for k, v in tree.items()}
-
-
-def _normalize(o: Tensor, spec: Spec) -> Tensor:
-    o, n = o[..., :-1], o[..., -1:]
-    return o / (n + spec.read.eps) if spec.read.normalizer == "sum" else o / n.abs().clamp_min(1.0)

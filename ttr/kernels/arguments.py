@@ -47,6 +47,8 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, spec
     if v.ndim not in ((4, 5) if n > 1 else (4,)) or v.shape[:2] != (B, T) or (v.ndim == 5 and v.shape[2] != n):
         raise wrong("v", v, f"[{B}, {T}, Hv, dv]" + (f" or [{B}, {T}, {n}, Hv, dv]" if n > 1 else ""))
     Hv, dv = v.shape[-2:]
+    if min(H, Hv, dk, dv) == 0:
+        raise ValueError(f"q {list(q.shape)}, v {list(v.shape)}: expected at least one head and one channel")
     if Hv % H:
         raise ValueError(f"v: got {Hv} value heads, expected a multiple of q's {H} key heads")
     return B, T, H, Hv, dk, dv
@@ -86,12 +88,15 @@ def signal_values(
 
     def tensor(name: str, value: Any) -> Tensor:
         if isinstance(value, Tensor):
+            if not value.is_floating_point():
+                raise ValueError(f"{name}: got dtype {value.dtype}, expected a floating-point dtype")
             return value
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError(f"{name}: got {type(value).__name__}, expected a tensor or a number")
         return torch.full((), float(value), dtype=dtype, device=device)  # not torch.tensor: no copy from the host
 
     values: dict[str, Tensor] = {}
+    gate_signals = spec.gate.signals()
     for name, s in declared.items():
         raw = given.get(name, s.value)
         if raw is None:
@@ -104,14 +109,13 @@ def signal_values(
             value = value.expand(plain)
         elif name == "log_decay" and value.shape in ((Hv,), (B, T, Hv)):  # per head, for every key channel
             value = value.view(*value.shape, *([1] * len(width))).expand(plain)
-        if value.shape != plain and not (spec.steps > 1 and name != "log_decay" and value.shape == micro):
+        if value.shape != plain and not (spec.steps > 1 and name not in gate_signals and value.shape == micro):
             raise ValueError(f"{name}: got shape {list(value.shape)}, expected {_expected(name, s.per, spec, sizes)}")
         values[name] = value
     if fixed and "log_decay" in given:
         decay = tensor("log_decay", given["log_decay"])
     else:
         decay = spec.gate.log_decay(values, n_heads=Hv, params=params)
-    gate_signals = spec.gate.signals()
     values = {name: x for name, x in values.items() if name not in gate_signals}
     return values, None if decay is None else _full_decay(decay.to(device), spec, sizes)
 
@@ -136,7 +140,8 @@ def _expected(name: str, per: str, spec: Spec, sizes: Sizes) -> str:
     if name == "log_decay":
         heads = f"[{Hv}] or [{B}, {T}, {Hv}]"
         return f"{heads} or {text}, natural log" if tail else f"{heads}, natural log"
-    return text + (f" or [{B}, {T}, {spec.steps}, {Hv}{tail}]" if spec.steps > 1 else "")
+    micro = spec.steps > 1 and name not in spec.gate.signals()
+    return text + (f" or [{B}, {T}, {spec.steps}, {Hv}{tail}]" if micro else "")
 
 
 def _check_decay(decay: Tensor) -> None:

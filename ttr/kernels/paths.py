@@ -37,8 +37,3 @@ def fresh_state(spec: Spec, params: dict[str, Tensor], n: int, n_heads: int, dk:
         return state
     w = state.weights["W"]
     return complete_state(spec, {"W": w, "normalizer": w.new_zeros(n, n_heads, dk, 1)}, dk)
-
-
-def wrap_weights(spec: Spec, weights: dict[str, Tensor], dk: int) -> State:
-    """A State around bare weights of a trained regressor."""
-    return complete_state(spec, weights, dk)

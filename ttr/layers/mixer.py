@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.api import regress
+from ..kernels.arguments import sequences
 from ..kernels.paths import fresh_state
 from ..lowering import select_path
 from ..signals import Signal
@@ -18,6 +19,7 @@ from ..spec import Spec
 from ..spec import spec as read_spec
 from ..stages import Call, OutputGate, Packed, StageModule, StreamSize, Timeline, pack, unpack
 from ..stages.conv import ShiftModule
+from ..state import flatten
 from .signals import SignalProjection, SignalSize
 from .sizes import head_sizes
 from .state import MixerState
@@ -143,7 +145,7 @@ class Mixer(nn.Module):
         self, x: Tensor, state: MixerState | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, MixerState]:
         """`forward` from `state`, and the state after the last token; with cu_seqlens, states lead with N."""
-        self._check_input(x, mask, cu_seqlens)
+        self._check_input(x, mask, cu_seqlens, state)
         if mask is None or bool(mask.all()):
             return self._run(x, state, cu_seqlens)
         packed, cu_seqlens = pack(x, mask)
@@ -154,6 +156,8 @@ class Mixer(nn.Module):
         """One token: x_t [B, d_model] -> y_t [B, d_model] and the next state."""
         if x_t.ndim != 2 or x_t.shape[1] != self.d_model:
             raise ValueError(f"x_t: got shape {list(x_t.shape)}, expected [B, {self.d_model}]")
+        if not isinstance(state, MixerState):
+            raise ValueError(f"state: got {type(state).__name__}, expected a ttr.MixerState (from prefill, step or init_state)")
         y, state = self._run(x_t[:, None], state, None)
         return y[:, 0], state
 
@@ -178,15 +182,21 @@ class Mixer(nn.Module):
         self._check_input(x, None, cu_seqlens)
         return self._inputs(self._begin(x, None, cu_seqlens)[0])
 
-    def _check_input(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    def _check_input(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: MixerState | None = None) -> None:
         if x.ndim != 3 or x.shape[2] != self.d_model:
             raise ValueError(f"x: got shape {list(x.shape)}, expected [B, T, {self.d_model}]")
         if mask is not None and cu_seqlens is not None:
             raise ValueError("mask and cu_seqlens both say which tokens belong together; give one")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, expected torch.bool {list(x.shape[:2])}")
-        if cu_seqlens is not None and x.shape[0] != 1:
-            raise ValueError(f"cu_seqlens packs sequences into one row: expected x with B = 1, got {list(x.shape)}")
+        if cu_seqlens is not None:
+            sequences(cu_seqlens, x.shape[0], x.shape[1], x.device)
+        n = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        if state is not None and not isinstance(state, MixerState):
+            raise ValueError(f"state: got {type(state).__name__}, expected a ttr.MixerState (from prefill, step or init_state)")
+        held = {len(t) for t in flatten(state._trees()).values()} if state is not None else {n}
+        if held - {n}:
+            raise ValueError(f"state: got {sorted(held)} sequences, x has {n}")
 
     def _run(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, MixerState]:
         if x.shape[1] == 0:  # nothing is read

@@ -58,7 +58,6 @@ class Regressor(Piece):
     family: ClassVar[str] = "trained"  # trained by a first-order optimizer | least_squares | kernel
     dual: ClassVar[bool] = False  # inner weights enter through `linear` alone, so mini-batches have a dual form
     outer: ClassVar[tuple[str, ...]] = ()
-    key_axis: ClassVar[tuple[str, ...]] = ()  # tensors whose first axis is the key: what a vector gate decays
 
     def init(self, dk: int, dv: int) -> dict[str, Init]:
         raise NotImplementedError(f"regressor {self.kind!r} must define init(dk, dv)")
@@ -70,6 +69,10 @@ class Regressor(Piece):
     def state_shapes(self, dk: int, dv: int) -> dict[str, tuple[int, ...]]:
         """The tensors of a head's state that move while reading."""
         return {name: init.shape for name, init in self.init(dk, dv).items() if name not in self.outer}
+
+    def key_axis(self) -> tuple[str, ...]:
+        """The tensors whose first axis is the key: what a vector gate decays."""
+        return ()
 
     def check_sizes(self, dk: int, dv: int) -> None:
         """Raise ValueError when these head sizes cannot be used."""

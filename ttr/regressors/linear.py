@@ -17,11 +17,13 @@ class Linear(Regressor):
 
     linear: ClassVar[bool] = True
     dual: ClassVar[bool] = True
-    key_axis: ClassVar[tuple[str, ...]] = ("W",)
     initial: Literal["zero", "learned"] = "zero"
 
     def init(self, dk, dv) -> dict[str, Init]:
         return {"W": zeros(dk, dv, learned=False) if self.initial == "zero" else normal(dk, dv)}
+
+    def key_axis(self):
+        return ("W",)
 
     def predict(self, w, x):
         return apply(x, w["W"])

@@ -33,7 +33,6 @@ class MLP(Regressor):
 
     outer: ClassVar[tuple[str, ...]] = ("norm_weight", "norm_bias")
     dual: ClassVar[bool] = True
-    key_axis: ClassVar[tuple[str, ...]] = ("W1", "W3")
 
     depth: int = 2
     expansion: float = 4.0
@@ -82,6 +81,9 @@ class MLP(Regressor):
         if self.norm == "layer":
             z = F.layer_norm(z, z.shape[-1:], eps=self.eps) * w["norm_weight"] + w["norm_bias"]
         return x + z if self.residual else z
+
+    def key_axis(self):
+        return ("W1", "W3") if self.glu else ("W1",)
 
     def check_sizes(self, dk, dv):
         if self.residual and dk != dv:

@@ -28,8 +28,8 @@ def chunk(problem: Problem, chunk_size: int = 32) -> tuple[Tensor, State]:
 
     32 is as fast as 64 on a CPU and rounds better: the triangular system of an ungated delta rule worsens with C.
     """
-    if chunk_size < 1 or chunk_size & (chunk_size - 1):
-        raise ValueError(f"chunk_size={chunk_size}: expected a power of two (1, 2, 4, ..., 64, ...)")
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1 or chunk_size & (chunk_size - 1):
+        raise ValueError(f"chunk_size={chunk_size!r}: expected a power of two (1, 2, 4, ..., 64, ...)")
     T = problem.q.shape[2]
     size = min(chunk_size, 1 << (T - 1).bit_length())
     padded = problem.padded(-(-T // size) * size)

@@ -142,8 +142,7 @@ class MiniBatch:
         written = {name: (x, gradients[name]) for name, (x, _) in inputs.items()}
         mask, rows, slots = part["R"], part["Q0"], z
         if self.spec.optimizer.position != "none":  # W_start + c_i (W_i - W_start): the start is one more slot
-            i = torch.arange(self.position, self.position + part["q"].shape[0])
-            factor = torch.stack([torch.as_tensor(loop._factor(int(p) + 1), dtype=mask.dtype) for p in i])
+            factor = loop.factors(self.position, part["q"].shape[0], mask)
             mask, rows = factor[:, None] * mask, torch.cat([factor * rows, (1 - factor)[None]])
             slots = {name: (*zs, start[name][0]) for name, zs in z.items()}
         weights = {name: Moved(slots[name], rows, mask, written.get(name)) for name in z}
