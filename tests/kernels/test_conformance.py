@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from largest import Largest
 
 import ttr
 from ttr import testing
@@ -203,18 +204,6 @@ def test_second_derivatives_of_chunk():
 
 def test_chunk_memory_is_linear():
     """No tensor of T dk dv numbers, and the largest one grows linearly in T."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(x, torch.Tensor):
-                    self.size = max(self.size, x.untyped_storage().nbytes() // x.element_size())
-            return out
-
     for gate in ("none", "scalar", "vector"):
         sizes = {}
         for T in (512, 1024):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from largest import Largest
 
 import ttr
 from ttr import testing
@@ -128,18 +129,6 @@ def test_meta_gradients_of_the_dual_form():
 
 def test_no_copy_of_the_weights_per_token():
     """The largest tensor of a mini-batch pass is far smaller than one weight matrix per token."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(x, torch.Tensor):
-                    self.size = max(self.size, x.numel())
-            return out
-
     d, T = 32, 128
     spec = ttr.spec({"regressor": {"kind": "mlp"}, "optimizer": {"kind": "momentum", "mini_batch": 64}, "layer": BARE})
     case = testing.random_inputs(spec, T=T, B=1, Hv=1, dk=d, dv=d)
