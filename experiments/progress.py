@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 
@@ -41,7 +42,7 @@ class RunBars:
         """An event of `train.Progress`: step, steps and the newest loss or accuracy of a run."""
         name = event["run"]
         if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=event["steps"], note="")
+            self._bars[name] = self._progress.add_task(escape(name), total=event["steps"], note="")
         note = f"loss {event['loss']:.3f}" if "loss" in event else f"accuracy {event['accuracy']:.3f}"
         self._progress.update(self._bars[name], completed=event["step"], note=note)
 
@@ -50,11 +51,11 @@ class RunBars:
         if self.show:
             slices = result["test"]["slices"]
             parts = [f"{slice} {values['accuracy']:.3f}" for slice, values in slices.items()]
-            self.console.print(f"  {name}: {', '.join(parts)}  [dim]({result['seconds']:.0f} s)[/dim]", highlight=False)
+            self.console.print(f"  {escape(name)}: {', '.join(parts)}  [dim]({result['seconds']:.0f} s)[/dim]", highlight=False)
 
     def fail(self, name: str) -> None:
         self._close(name)
-        self.console.print(f"  {name}: [red]failed[/red]", highlight=False)
+        self.console.print(f"  {escape(name)}: [red]failed[/red]", highlight=False)
 
     def _close(self, name: str) -> None:
         if name in self._bars:

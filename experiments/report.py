@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.compare import Size, Summary
@@ -40,7 +41,7 @@ def size_table(sizes: Sequence[Size], runs: int, finished: int) -> Table:
     for column in ("parameters", "state bytes / sequence"):
         table.add_column(column, justify="right")
     for size in sizes:
-        table.add_row(size.label, f"{size.parameters:,}", f"{size.state_bytes:,}")
+        table.add_row(escape(size.label), f"{size.parameters:,}", f"{size.state_bytes:,}")
     return table
 
 
@@ -59,7 +60,7 @@ def result_table(summaries: Sequence[Summary], title: str) -> Table:
     for column in ("lr", "seeds", "training\ntokens/s"):
         table.add_column(column, justify="right")
     for line in summaries:
-        cells = [line.label, f"{line.parameters:,}", f"{line.state_bytes:,}"]
+        cells = [escape(line.label), f"{line.parameters:,}", f"{line.state_bytes:,}"]
         cells += [_mean_sd(line.mean[name], line.sd[name]) for name in names]
         cells += [f"{line.old[name]:.3f}" for name in old_names]
         cells += [f"{line.lr:g}", str(line.seeds), f"{line.tokens_per_second:,.0f}"]
@@ -82,7 +83,7 @@ def untrained_table(results: Sequence[UntrainedResult], d: int) -> Table:
         table.add_column(f"{n} pairs", justify="right")
     for rule in dict.fromkeys(result.rule for result in results):
         row = [cells[rule, n] for n in counts]
-        table.add_row(rule, *(f"{c.retrieval:.2f} / {c.relative_error:.1g} / {c.newest:.2f}" for c in row))
+        table.add_row(escape(rule), *(f"{c.retrieval:.2f} / {c.relative_error:.1g} / {c.newest:.2f}" for c in row))
     return table
 
 

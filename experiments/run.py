@@ -21,6 +21,7 @@ from dataclasses import asdict
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 
 from experiments import config as configuration
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return run(experiment, console)
     except ConfigError as error:
-        console.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+        console.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("\nInterrupted. The same command goes on from here.")
@@ -92,7 +93,7 @@ def run(experiment: Experiment, console: Console) -> int:
         console.print(Padding(config.notes.strip(), (0, 1)), highlight=False, width=min(console.width, 110))
     console.print(f"\n{experiment.folder}: accuracy.png, results.csv, runs/   ({time.perf_counter() - started:.0f} s)")
     for failure in failures:
-        console.print(f"[red]failed:[/red] {failure}", highlight=False, markup=True)
+        console.print(f"[red]failed:[/red] {escape(failure)}", highlight=False)
     return 1 if failures else 0
 
 

@@ -239,3 +239,16 @@ def test_jobs_are_the_cores_on_the_cpu_and_one_on_a_gpu():
     assert parallel_jobs(automatic, "cuda", runs=100) == 1
     assert parallel_jobs(config.ExecutionConfig(jobs=8), "cuda", runs=100) == 8
     assert parallel_jobs(config.ExecutionConfig(jobs=8), "cpu", runs=3) == 3
+
+
+def test_the_command_lists_prints_and_refuses(capsys):
+    assert command.main(["--list"]) == 0
+    assert "recall: " in capsys.readouterr().out
+    assert command.main(["recall", "--print-config", "train.lr=1e-4", "mixer=delta"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert printed.train.lr == 1e-4
+    assert list(printed.mixers) == ["delta"]
+    assert command.main(["recall", "mixers.delta.optimizer.stpe=[1]"]) == 2
+    assert "stpe" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([])
