@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import TypeVar
 
+import torch
+
 R = TypeVar("R")
 
 
@@ -15,7 +17,8 @@ def constant(fn: Callable[..., R]) -> Callable[..., R]:
 
     @wraps(fn)
     def call(*args):
-        return cached(*args)
+        with torch.inference_mode(False):  # derivatives taken inside inference mode are zeros on torch 2.11
+            return cached(*args)
 
     # what torch.compiler.assume_constant_result does, without importing the compiler (two seconds) to say so
     call._dynamo_marked_constant = True  # type: ignore[attr-defined]

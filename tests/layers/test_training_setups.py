@@ -52,3 +52,14 @@ def test_autocast_leaves_the_memory_in_float32(name):
             ]
             for name_, a in tiles[0].weights.items():
                 torch.testing.assert_close(a, tiles[1].weights[name_], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ttt_linear", "titans", "gated_deltanet", "mesanet", "softmax"])
+def test_inference_mode_gives_the_same_outputs(name):
+    """Lightning evaluates under inference mode, where torch.func.grad gives zeros on torch 2.11."""
+    torch.manual_seed(0)
+    mixer, x = ttr.Mixer(32, name, head_dim=8), torch.randn(2, 20, 32)
+    with torch.inference_mode():
+        inside, state = mixer.prefill(x[:, :15])
+        step, _ = mixer.step(x[:, 15], state)
+    torch.testing.assert_close(torch.cat([inside, step[:, None]], 1), mixer(x[:, :16]).detach(), rtol=1e-4, atol=1e-5)

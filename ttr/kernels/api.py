@@ -18,7 +18,7 @@ from ..spec import spec as read_spec
 from ..state import State, flatten
 from . import normalizer
 from .arguments import check_params, check_shapes, sequences, signal_values
-from .paths import PATHS, fresh_state
+from .paths import PATHS, TAKE_GRADIENTS, fresh_state
 from .problem import Problem
 
 
@@ -133,6 +133,10 @@ def _runner(path: str | Mapping[str, Any], spec: Spec, length: int, device: torc
 
 
 def _run(run: Callable, problem: Problem, options: dict[str, Any]) -> tuple[Tensor, State]:
+    if torch.is_inference_mode_enabled() and run in TAKE_GRADIENTS:
+        # torch.func.grad inside inference mode gives zeros, silently, on torch 2.11: step out of it, with copies
+        with torch.inference_mode(False), torch.no_grad():
+            return run(problem.copy(), **options)
     try:
         return run(problem, **options)
     except RuntimeError as error:

@@ -26,6 +26,8 @@ PATHS = {
     ("kernel", "sdpa"): (attention.sdpa, ()),
 }
 
+TAKE_GRADIENTS = (definition, dual)  # call torch.func.grad while they read
+
 
 def fresh_state(spec: Spec, params: dict[str, Tensor], n: int, n_heads: int, dk: int, dv: int, dtype, device) -> State:
     """The memory before the first token, as `ttr.regress` gives it out."""

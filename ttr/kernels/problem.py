@@ -58,6 +58,16 @@ class Problem:
             lengths=[T] * N if self.lengths is None else self.lengths,
         )  # fmt: skip
 
+    def copy(self) -> Problem:
+        """The same problem on tensors of its own."""
+        return replace(
+            self, q=self.q.clone(), k=self.k.clone(), v=self.v.clone(),
+            write_key=None if self.write_key is None else self.write_key.clone(),
+            signals={name: s.clone() for name, s in self.signals.items()},
+            log_decay=None if self.log_decay is None else self.log_decay.clone(),
+            params={name: p.clone() for name, p in self.params.items()}, state=self.state.clone(),
+        )  # fmt: skip
+
     def sequence(self, i: int) -> Problem:
         """Sequence i alone, without its padding."""
         t = self.q.shape[2] if self.lengths is None else self.lengths[i]
