@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
+from experiments.callbacks import Report
 from experiments.config import ConfigError, ExecutionConfig, Experiment
 from experiments.model import build_lm, parameter_count, state_bytes
 from experiments.progress import RunBars
 from experiments.tasks import slice_names
-from experiments.train import Report, Run, read_result, train
+from experiments.train import Run, read_result, train
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class RunBars:
             self.console.print(f"{finished} of {total} runs are finished already")
 
     def update(self, event: dict[str, Any]) -> None:
-        """An event of `train.Progress`: step, steps and the newest loss or accuracy of a run."""
+        """An event of `callbacks.Progress`: step, steps and the newest loss or accuracy of a run."""
         name = event["run"]
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(escape(name), total=event["steps"], note="")
@@ -49,8 +49,10 @@ class RunBars:
     def finish(self, name: str, result: dict[str, Any]) -> None:
         self._close(name)
         if self.show:
-            slices = result["test"]["slices"]
-            parts = [f"{slice} {values['accuracy']:.3f}" for slice, values in slices.items()]
+            slices = {name: values["accuracy"] for name, values in result["test"]["slices"].items()}
+            if len(slices) > 2:
+                slices = {"accuracy": result["test"]["accuracy"]}
+            parts = [f"{name} {accuracy:.3f}" for name, accuracy in slices.items()]
             self.console.print(f"  {escape(name)}: {', '.join(parts)}  [dim]({result['seconds']:.0f} s)[/dim]", highlight=False)
 
     def fail(self, name: str) -> None:

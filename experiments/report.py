@@ -20,6 +20,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
 GREEN, ORANGE, GREY, INK = "#2a7f62", "#e08a3c", "#dcdcdc", "#222222"
+FEW_SLICES = 2  # updated and kept
+PANEL_TITLES = {"updated": "keys that were rewritten", "kept": "keys that were not"}
 STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -46,15 +48,18 @@ def size_table(sizes: Sequence[Size], runs: int, finished: int) -> Table:
 
 
 def result_table(summaries: Sequence[Summary], title: str) -> Table:
-    """Accuracy per slice: mean over the seeds, with the standard deviation where there is more than one."""
+    """Accuracy per slice: mean over the seeds, with the standard deviation where there is more than one.
+
+    The shares of outdated answers are left to results.csv where there are many slices.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("mixer")
     for column in ("parameters", "state\nbytes"):
         table.add_column(column, justify="right")
-    names = list(summaries[0].mean) if summaries else []
-    old_names = list(summaries[0].old) if summaries else []
+    names = list(summaries[0].mean)
+    old_names = list(summaries[0].old) if len(names) <= FEW_SLICES else []
     for name in names:
-        table.add_column(f"accuracy\n{name}", justify="right")
+        table.add_column("accuracy\n" + name.replace(" ", "\n"), justify="right")
     for name in old_names:
         table.add_column(f"old value\n{name}", justify="right")
     for column in ("lr", "seeds", "training\ntokens/s"):
@@ -91,7 +96,7 @@ def draw(path: Path, summaries: Sequence[Summary], title: str, chance: float | N
     """accuracy.png: what was answered to rewritten keys, or accuracy over the slices where nothing is rewritten."""
     with plt.rc_context(STYLE):
         old_slices = list(summaries[0].old)
-        few = len(summaries[0].mean) <= 2
+        few = len(summaries[0].mean) <= FEW_SLICES
         figure = _answers(summaries, title, chance) if old_slices and few else _curves(summaries, title)
         _save(figure, path)
 
@@ -118,7 +123,7 @@ def _answers(summaries: Sequence[Summary], title: str, chance: float | None) -> 
         axis.set_xlim(0, 1)
         axis.set_ylim(len(summaries) - 0.4, -0.7)
         axis.set_xlabel("share of answers" if chance is None else f"share of answers (chance {chance:.3f})")
-        axis.set_title({"updated": "keys that were rewritten", "kept": "keys that were not"}.get(name, name), pad=14)
+        axis.set_title(PANEL_TITLES.get(name, name), pad=14)
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
     for row, line in enumerate(summaries):
@@ -133,24 +138,32 @@ def _answers(summaries: Sequence[Summary], title: str, chance: float | None) -> 
 
 
 def _curves(summaries: Sequence[Summary], title: str) -> Any:
-    """Accuracy over the slices in their order, one line per mixer, the spread of the seeds as a band."""
-    names = list(summaries[0].mean)
-    figure, axis = plt.subplots(figsize=(2.6 + 1.1 * max(5, len(names)), 4.6))
-    at = range(len(names))
+    """Accuracy over the segments in their order, one line per mixer, one panel per kind of key; a band spans the seeds."""
+    panels: dict[str, list[str]] = {}
+    for name in summaries[0].mean:
+        panels.setdefault(name.split()[-1] if name.endswith((" updated", " kept")) else "", []).append(name)
+    longest = max(len(names) for names in panels.values())
+    size = (2.6 + len(panels) * (1.2 + 0.95 * max(3, longest)), 4.4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     colours = plt.get_cmap("tab10")
-    for i, line in enumerate(summaries):
-        mean = [line.mean[name] for name in names]
-        axis.plot(at, mean, marker="o", ms=5, lw=2, color=colours(i % 10), label=_shown(line.label))
-        if line.seeds > 1:
-            low = [min(line.every[name]) for name in names]
-            high = [max(line.every[name]) for name in names]
-            axis.fill_between(at, low, high, color=colours(i % 10), alpha=0.15, lw=0)
-    axis.set_xticks(list(at), [name.replace(" ", "\n", 1) for name in names])
-    axis.set_ylim(0, 1.03)
-    axis.set_ylabel("accuracy")
-    axis.grid(axis="y", color=GREY, lw=0.7)
-    axis.set_title(title)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    for axis, (kind, names) in zip(axes[0], panels.items(), strict=True):
+        at = range(len(names))
+        for i, line in enumerate(summaries):
+            mean = [line.mean[name] for name in names]
+            axis.plot(at, mean, marker="o", ms=5, lw=2, color=colours(i % 10), label=_shown(line.label))
+            if line.seeds > 1:
+                low = [min(line.every[name]) for name in names]
+                high = [max(line.every[name]) for name in names]
+                axis.fill_between(at, low, high, color=colours(i % 10), alpha=0.15, lw=0)
+        axis.set_xticks(list(at), [name.removesuffix(f" {kind}").replace(" ", "\n") for name in names])
+        axis.set_xlim(-0.3, len(names) - 0.7)
+        axis.set_ylim(0, 1.03)
+        axis.grid(axis="y", color=GREY, lw=0.7)
+        axis.set_title(PANEL_TITLES.get(kind, ""))
+    axes[0][0].set_ylabel("accuracy")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=14)
+    figure.tight_layout()
     return figure
 
 

@@ -18,25 +18,22 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import OmegaConf
 
 import ttr
+from experiments.callbacks import Clock, Progress, Report
 from experiments.config import ExecutionConfig, read_task
 from experiments.model import RecallModule, parameter_count, state_bytes
 from experiments.tasks import TaskData, slice_names
-
-Report = Callable[[dict[str, Any]], None]  # takes {"run", "step", "steps", "loss" or "accuracy"}
-WARMUP_STEPS = 3  # steps that the clock ignores: allocation, compilation
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def train(run: Run, experiment_folder: Path, execution: ExecutionConfig, report:
     segments = task.segments("test")
     module = RecallModule(task.vocab_size, run.model, run.declaration, settings, data.steps, segments, compile=execution.compile)
     clock = Clock()
-    callbacks: list[Callback] = [clock, Progress(run, data.steps, report)] if report else [clock]
+    callbacks: list[Callback] = [clock, Progress(run.name, data.steps, report)] if report else [clock]
     if settings["stop_at"] is not None:
         callbacks.append(
             EarlyStopping("val/accuracy", mode="max", patience=data.steps, stopping_threshold=settings["stop_at"], verbose=False)
@@ -165,80 +162,6 @@ def total_steps(run: Run) -> int:
     if steps is None:
         raise ValueError("train.epochs needs a task with a number of training examples; this one is endless: give steps")
     return steps * run.train["epochs"]
-
-
-class Clock(Callback):
-    """Seconds spent training (validation excluded), across interruptions."""
-
-    def __init__(self) -> None:
-        self.seconds, self.tokens, self.earlier_seconds = 0.0, 0, 0.0
-        self._since: float | None = None
-        self._seen = 0
-        self._created = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
-        self._seen += 1
-        if self._seen > WARMUP_STEPS:
-            self.tokens += batch.tokens.numel()
-        elif self._seen == WARMUP_STEPS:
-            self._start(module)
-
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._stop(module)
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking and self._seen >= WARMUP_STEPS:
-            self._start(module)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._stop(module)
-
-    def _start(self, module: LightningModule) -> None:
-        self._synchronize(module)
-        self._since = time.perf_counter()
-
-    def _stop(self, module: LightningModule) -> None:
-        if self._since is not None:
-            self._synchronize(module)
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
-
-    @staticmethod
-    def _synchronize(module: LightningModule) -> None:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else float("nan")
-
-    def state_dict(self) -> dict[str, Any]:
-        now = time.perf_counter()
-        open_seconds = now - self._since if self._since is not None else 0.0
-        elapsed = self.earlier_seconds + now - self._created
-        return {"seconds": self.seconds + open_seconds, "tokens": self.tokens, "elapsed": elapsed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]
-        self.earlier_seconds = state_dict["elapsed"]
-
-
-class Progress(Callback):
-    """Tells `report` where a run stands, every few steps and after every look at the val split."""
-
-    def __init__(self, run: Run, steps: int, report: Report):
-        self.run, self.steps, self.report = run.name, steps, report
-        self.every = max(1, steps // 100)
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
-        if trainer.global_step % self.every == 0:
-            loss = float(outputs["loss"])
-            self.report({"run": self.run, "step": trainer.global_step, "steps": self.steps, "loss": loss})
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if accuracy is not None:
-            step = trainer.global_step
-            self.report({"run": self.run, "step": step, "steps": self.steps, "accuracy": float(accuracy)})
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def test_python_blocks_run(name):
     scope: dict = {"__name__": "documentation"}
     with torch.no_grad():
         exec(compile(code, name, "exec"), scope)
+    assert "@@" not in (ROOT / name).read_text()
     if name == "README.md":
         assert scope["y"].shape == (2, 100, 512) and scope["y_t"].shape == (2, 512)
         assert scope["o"].shape == (2, 256, 4, 64)

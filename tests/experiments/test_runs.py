@@ -248,7 +248,7 @@ def test_the_command_lists_prints_and_refuses(capsys):
     printed = OmegaConf.create(capsys.readouterr().out)
     assert printed.train.lr == 1e-4
     assert list(printed.mixers) == ["delta"]
-    assert command.main(["recall", "mixers.delta.optimizer.stpe=[1]"]) == 2
+    assert command.main(["recall", "mixer=delta", "mixer.optimizer.stpe=1"]) == 2
     assert "stpe" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main([])

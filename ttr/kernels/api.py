@@ -48,7 +48,7 @@ def regress(
     may be left out only where its declaration is a number (or the gate is fixed).
     params: learned constants from `spec.init_params(Hv, dk, dv)`. scale: None means the declaration's.
     initial_state: a State, or [B, Hv, dk, dv] for linear regressors. cu_seqlens: [N+1] int32, B = 1; states have N.
-    path: auto | definition | recurrent | chunk | sdpa, or {kind: chunk, chunk_size: 32}.
+    path: auto | definition | recurrent | chunk | dual | sdpa, or {kind: chunk, chunk_size: 32}.
     The layer part of the declaration (norms, feature maps, projections) never acts here.
 
     Returns o: [B, T, Hv, dv] in v's dtype, and the State after the last token (float32, float64 for float64 inputs).
