@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import ttr
+from ttr.choice import targets
 from ttr.explanation import Explanation, explain
 from ttr.explanation.coefficients import probe
 from ttr.explanation.sources import FRAMEWORK, PIECES, PRESETS, entries, short
 from ttr.explanation.symbols import NotSymbolic, Symbol
 from ttr.inner_optim import Optimizer
-from ttr.lowering import targets
 from ttr.registry import gate, optimizer
 from ttr.testing import call, random_inputs
 

@@ -1,12 +1,14 @@
 """ttr: test-time regression. Declare a layer that learns while it reads; run it the fastest exact way."""
 
+from .choice import select_path
 from .explanation import explain
 from .gates import Gate
 from .inner_optim import Optimizer, Solver, StepRule
 from .kernels.api import regress
+from .kernels.decode import decode
+from .kernels.triton.tune import tune
 from .layers import LM, Block, LMState, Mixer, MixerState
 from .layers.diagnose import diagnose
-from .lowering import select_path
 from .objectives import Objective
 from .registry import SpecError, gate, objective, optimizer, regressor, signal_map, stage, step_rule
 from .regressors import Regressor, linear, normal, ones, zeros
@@ -17,7 +19,7 @@ from .state import State
 
 __all__ = [
     "LM", "Block", "Gate", "LMState", "Mixer", "MixerState", "Objective", "Optimizer", "Regressor", "Signal",
-    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "diagnose", "explain", "gate", "linear",
+    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "decode", "diagnose", "explain", "gate", "linear",
     "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor", "select_path", "signal",
-    "signal_map", "spec", "stage", "step_rule", "zeros",
+    "signal_map", "spec", "stage", "step_rule", "tune", "zeros",
 ]  # fmt: skip

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .choice import select_path
 from .explanation import explain
 from .explanation.sources import PRESETS, short
 from .explanation.text import describe
-from .lowering import select_path
 from .registry import GATES, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, SpecError
 from .spec import presets, spec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from typing import TypeVar
 
 import torch
@@ -13,12 +13,15 @@ R = TypeVar("R")
 
 def constant(fn: Callable[..., R]) -> Callable[..., R]:
     """Cache a pure function of hashable declarations; a compiled caller does not trace into it."""
-    cached = lru_cache(maxsize=None)(fn)
+
+    @cache
+    def cached(*args):
+        with torch.inference_mode(False):  # derivatives taken inside inference mode are zeros on torch 2.11
+            return fn(*args)
 
     @wraps(fn)
     def call(*args):
-        with torch.inference_mode(False):  # derivatives taken inside inference mode are zeros on torch 2.11
-            return cached(*args)
+        return cached(*args)
 
     # what torch.compiler.assume_constant_result does, without importing the compiler (two seconds) to say so
     call._dynamo_marked_constant = True  # type: ignore[attr-defined]

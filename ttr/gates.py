@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from .constant import constant
 from .piece import Piece
 from .registry import GATES, SpecError, gate
 from .signals import Signal, signal
@@ -135,6 +137,16 @@ class Vector(Gate):
 
     def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
         return signals["log_decay"]
+
+
+@constant
+def constant_decay(
+    gate: Gate, n_heads: int, device: torch.device, dtype: torch.dtype = torch.float32, layer_idx: int = 0, n_layers: int = 1
+) -> Tensor | None:
+    """[Hv] of a gate without signals and params, brought to the device once."""
+    with _disable_current_modes():  # worked out for real, also while torch.export or a fake mode looks on
+        decay = gate.log_decay({}, n_heads=n_heads, layer_idx=layer_idx, n_layers=n_layers, params={})
+        return None if decay is None else decay.to(device, dtype)
 
 
 def check_log_decay(s: Signal) -> None:

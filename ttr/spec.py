@@ -117,6 +117,15 @@ class Spec:
             object.__setattr__(self, "layer", replace(self.layer, **streams))
         self._check()
 
+    def __hash__(self) -> int:
+        """Worked out once: every call of `ttr.regress` looks its declaration up."""
+        if "_hash" not in self.__dict__:
+            object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self) if f.compare)))
+        return self.__dict__["_hash"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}  # strings hash anew in every process
+
     def _normalise(self) -> None:
         """Write what changes nothing one way, so that equivalent declarations are equal."""
         if isinstance(self.optimizer, Optimizer) and self.objective is not None:

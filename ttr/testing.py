@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .choice import targets
 from .kernels.api import regress
-from .lowering import targets
 from .spec import Spec
 from .spec import spec as read_spec
 from .state import State, flatten

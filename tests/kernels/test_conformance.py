@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from largest import Largest
+from kernels.largest import Largest
 
 import ttr
 from ttr import testing

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from largest import Largest
+from kernels.largest import Largest
 
 import ttr
 from ttr import testing

@@ -90,7 +90,7 @@ def costs(spec: Spec, s: Sizes, T: int, path: str) -> Costs:
     else:
         flops, counted = _linear(spec, s.dk, s.dv) if is_linear(spec) else _trained(spec, s.dk, s.dv)
         moved = 2 * state_bytes
-        if path == "chunk":
+        if path in ("chunk", "triton"):
             size = inspect.signature(PATHS[family, "chunk"][0]).parameters["chunk_size"].default
             chunk, more = _chunk(spec, s.dk, s.dv, size)
             counted = f"{counted}; {more}"

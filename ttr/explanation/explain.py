@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from ..choice import select_path, targets
 from ..inner_optim import Optimizer
-from ..lowering import is_linear, select_path, targets
+from ..lowering import is_linear
 from ..spec import Spec
 from ..spec import spec as read_spec
 from .coefficients import Coefficients, coefficients
@@ -93,8 +94,9 @@ def explain(spec_or_mixer: str | Path | Mapping | Spec | nn.Module, *, d_model: 
         raise ValueError(f"T={T}: expected at least 1")
     spec, s, told = _read(spec_or_mixer, d_model)
     where = place(spec)
-    device = next((p.device.type for p in spec_or_mixer.parameters()), "cpu") if isinstance(spec_or_mixer, nn.Module) else "cpu"
-    path, reason = select_path(spec, path=told, length=T, device=device)
+    weight = next(spec_or_mixer.parameters(), None) if isinstance(spec_or_mixer, nn.Module) else None
+    device = None if weight is None or told != "auto" else weight.device.type  # an explicit path is judged where it runs
+    path, reason = select_path(spec, path=told, length=T, device=device, dtype=None if weight is None else weight.dtype, dk=s.dk, dv=s.dv)
     keys = source_keys(spec, where)
     return Explanation(
         spec=spec, recurrence=recurrence(spec), coefficients=coefficients(spec),

@@ -5,20 +5,67 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from numbers import Real
-from typing import Any
+from operator import index
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..constant import constant
+from ..gates import constant_decay
 from ..registry import unknown
 from ..spec import Spec
 
 Sizes = tuple[int, int, int, int, int, int]  # B, T, H, Hv, dk, dv
 
 
-def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, spec: Spec) -> Sizes:
+class Facts(NamedTuple):
+    """What every call asks of its declaration."""
+
+    hash: str
+    steps: int
+    separate_write_key: bool
+    signals: tuple[tuple[str, str, float | None], ...]  # name, per, the number it is declared as
+    gate_signals: tuple[str, ...]
+    computed_decay: bool  # the gate makes its log decay itself; a caller may override it
+    constant_decay: bool  # ... from nothing but the declaration and the heads
+    has_params: bool  # there are learned constants
+
+
+class Call(NamedTuple):
+    """The checked arguments of one `regress`, tensors in the caller's layout."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    write_key: Tensor | None
+    spec: Spec
+    facts: Facts
+    sizes: Sizes
+    signals: dict[str, Tensor | float]
+    params: dict[str, Tensor]
+    scale: float
+    initial_state: Any
+    cu_seqlens: Tensor | None
+
+
+@constant
+def facts_of(spec: Spec) -> Facts:
+    declared = spec.signals()
+    computed = spec.gate.kind != "none" and "log_decay" not in declared
+    return Facts(
+        hash=spec.hash, steps=spec.steps, separate_write_key=spec.separate_write_key,
+        signals=tuple((name, s.per, s.value) for name, s in declared.items()),
+        gate_signals=tuple(spec.gate.signals()),
+        computed_decay=computed,
+        constant_decay=computed and not spec.gate.signals() and not spec.gate.init_params(1, 1),
+        has_params=bool(spec.param_shapes(1, 16, 16)),
+    )  # fmt: skip
+
+
+def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> Sizes:
     """The sizes of a call whose q, k, v and write_key fit each other and the declaration."""
-    if (write_key is not None) != spec.separate_write_key:
+    if (write_key is not None) != facts.separate_write_key:
         raise ValueError(
             "write_key is missing: the declaration says optimizer.write_key='separate'" if write_key is None
             else "write_key was given, but the declaration has optimizer.write_key='same'"
@@ -38,15 +85,15 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, spec
 
     if q.ndim != 4:
         raise wrong("q", q, "[B, T, H, dk]")
-    n = spec.steps
-    B, T, H, dk = q.shape
+    n = facts.steps
+    B, T, H, dk = *q.shape[:2], *map(index, q.shape[2:])  # heads and channels are numbers in a compiled graph
     micro = f" or [{B}, {T}, {n}, {H}, {dk}]" if n > 1 else ""
     for name, x in (("k", k), ("write_key", write_key)):
         if x is not None and x.shape != q.shape and not (n > 1 and x.shape == (B, T, n, H, dk)):
             raise wrong(name, x, f"{list(q.shape)} as q{micro}")
     if v.ndim not in ((4, 5) if n > 1 else (4,)) or v.shape[:2] != (B, T) or (v.ndim == 5 and v.shape[2] != n):
         raise wrong("v", v, f"[{B}, {T}, Hv, dv]" + (f" or [{B}, {T}, {n}, Hv, dv]" if n > 1 else ""))
-    Hv, dv = v.shape[-2:]
+    Hv, dv = map(index, v.shape[-2:])
     if min(H, Hv, dk, dv) == 0:
         raise ValueError(f"q {list(q.shape)}, v {list(v.shape)}: expected at least one head and one channel")
     if Hv % H:
@@ -58,6 +105,8 @@ def check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: i
     """The learned constants by name, all of them and of the right shapes."""
     if params is not None and not isinstance(params, Mapping):
         raise ValueError(f"params: got {type(params).__name__}, expected a mapping from names to tensors")
+    if not params and not facts_of(spec).has_params:
+        return {}
     expected = spec.param_shapes(Hv, dk, dv)
     params = dict(params or {})
     for name in params:
@@ -75,62 +124,64 @@ def check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: i
     return params
 
 
-def signal_values(
-    given: Mapping[str, Any], spec: Spec, sizes: Sizes, dtype: torch.dtype, device: torch.device, params: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Signal values in the caller's layout, and the gate's log decay [B, T, Hv, d1] or None. dtype: of numbers."""
+def check_signals(given: Mapping[str, Any], spec: Spec, facts: Facts, sizes: Sizes) -> dict[str, Tensor | float]:
+    """Every declared signal as it was given or declared, and a log_decay that overrides a gate's own; shapes checked."""
     B, T, _, Hv, dk, dv = sizes
-    declared = spec.signals()
-    fixed = spec.gate.kind != "none" and "log_decay" not in declared  # a gate that computes its decay may be overridden
+    declared = [name for name, _, _ in facts.signals]
     for name in given:
-        if name not in declared and not (name == "log_decay" and fixed):
-            raise unknown("signal", name, [*declared, "log_decay"] if fixed else declared)
+        if name not in declared and not (name == "log_decay" and facts.computed_decay):
+            raise unknown("signal", name, [*declared, "log_decay"] if facts.computed_decay else declared)
+    values: dict[str, Tensor | float] = {}
+    for name, per, default in facts.signals:
+        value = given.get(name, default)
+        if value is None:
+            expected = _expected(name, per, spec, sizes)
+            raise ValueError(
+                f"{name} is missing: it is declared per token (map {spec.signals()[name].map.kind!r}); pass its values, {expected}"
+            )
+        values[name] = _tensor_or_number(name, value)
+        if name == "log_decay" and not isinstance(value, Tensor):
+            _check_decay(values[name])
+        if isinstance(value, Tensor) and value.ndim:
+            width = {"key": (dk,), "value": (dv,)}.get(per, ())
+            fits = value.shape == (B, T, Hv, *width) or (name == "log_decay" and value.shape in ((Hv,), (B, T, Hv)))
+            if not fits and not (facts.steps > 1 and name not in facts.gate_signals and value.shape == (B, T, facts.steps, Hv, *width)):
+                raise ValueError(f"{name}: got shape {list(value.shape)}, expected {_expected(name, per, spec, sizes)}")
+    if facts.computed_decay and "log_decay" in given:
+        values["log_decay"] = _tensor_or_number("log_decay", given["log_decay"])
+    return values
 
-    def tensor(name: str, value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            if not value.is_floating_point():
-                raise ValueError(f"{name}: got dtype {value.dtype}, expected a floating-point dtype")
-            return value
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise ValueError(f"{name}: got {type(value).__name__}, expected a tensor or a number")
-        return torch.full((), float(value), dtype=dtype, device=device)  # not torch.tensor: no copy from the host
 
-    values: dict[str, Tensor] = {}
-    gate_signals = spec.gate.signals()
-    for name, s in declared.items():
-        raw = given.get(name, s.value)
-        if raw is None:
-            expected = _expected(name, s.per, spec, sizes)
-            raise ValueError(f"{name} is missing: it is declared per token (map {s.map.kind!r}); pass its values, {expected}")
-        value = tensor(name, raw)
-        width = {"key": (dk,), "value": (dv,)}.get(s.per, ())
-        plain, micro = (B, T, Hv, *width), (B, T, spec.steps, Hv, *width)
-        if value.ndim == 0:
-            value = value.expand(plain)
-        elif name == "log_decay" and value.shape in ((Hv,), (B, T, Hv)):  # per head, for every key channel
-            value = value.view(*value.shape, *([1] * len(width))).expand(plain)
-        if value.shape != plain and not (spec.steps > 1 and name not in gate_signals and value.shape == micro):
-            raise ValueError(f"{name}: got shape {list(value.shape)}, expected {_expected(name, s.per, spec, sizes)}")
-        values[name] = value
-    if fixed and "log_decay" in given:
-        decay = tensor("log_decay", given["log_decay"])
+def _tensor_or_number(name: str, value: Any) -> Tensor | float:
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise ValueError(f"{name}: got dtype {value.dtype}, expected a floating-point dtype")
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}: got {type(value).__name__}, expected a tensor or a number")
+    return float(value)
+
+
+def gate_decay(signals: Mapping[str, Tensor], call: Call, dtype: torch.dtype) -> Tensor | None:
+    """The log decay as the caller or the gate gives it: [], [Hv], [B, T, Hv] or, per key, [Hv, dk] or [B, T, Hv, dk].
+
+    signals: of the call, as tensors. dtype: of a decay that is worked out here once.
+    """
+    spec, facts, device, (B, T, _, Hv, dk, _) = call.spec, call.facts, call.q.device, call.sizes
+    if facts.computed_decay and "log_decay" in signals:
+        decay = signals["log_decay"]
+    elif facts.constant_decay:
+        return constant_decay(spec.gate, Hv, device, dtype)
     else:
-        decay = spec.gate.log_decay(values, n_heads=Hv, params=params)
-    values = {name: x for name, x in values.items() if name not in gate_signals}
-    return values, None if decay is None else _full_decay(decay.to(device), spec, sizes)
-
-
-def _full_decay(decay: Tensor, spec: Spec, sizes: Sizes) -> Tensor:
-    """[], [Hv], [B, T, Hv] or, from a gate per key channel, [Hv, dk] or [B, T, Hv, dk] -> [B, T, Hv, d1]."""
-    B, T, _, Hv, dk, _ = sizes
-    per_head, per_key = ((), (Hv,), (B, T, Hv)), ((Hv, dk), (B, T, Hv, dk)) if spec.gate.per_key else ()
-    if decay.shape not in (*per_head, *per_key):
+        decay = spec.gate.log_decay(dict(signals), n_heads=Hv, params=call.params)
+    if decay is None:
+        return None
+    per_key = ((Hv, dk), (B, T, Hv, dk)) if spec.gate.per_key else ()
+    if decay.shape not in ((), (Hv,), (B, T, Hv), *per_key):
         more = f" or [{B}, {T}, {Hv}, {dk}]" if spec.gate.per_key else ""
         raise ValueError(f"log_decay: got shape {list(decay.shape)}, expected [{Hv}] or [{B}, {T}, {Hv}]{more}, natural log")
     _check_decay(decay)
-    if decay.shape not in per_key:
-        decay = decay[..., None]
-    return decay.expand(B, T, Hv, dk if spec.gate.per_key else 1)
+    return decay.to(device)
 
 
 def _expected(name: str, per: str, spec: Spec, sizes: Sizes) -> str:
@@ -144,8 +195,12 @@ def _expected(name: str, per: str, spec: Spec, sizes: Sizes) -> str:
     return text + (f" or [{B}, {T}, {spec.steps}, {Hv}{tail}]" if micro else "")
 
 
-def _check_decay(decay: Tensor) -> None:
-    """A positive or NaN log decay is refused where looking costs nothing: eager, on the CPU."""
+def _check_decay(decay: Tensor | float) -> None:
+    """A positive or NaN log decay is refused where looking costs nothing: numbers, and eager on the CPU."""
+    if not isinstance(decay, Tensor):
+        if not decay <= 0:
+            raise ValueError(f"log_decay: got a maximum of {decay:.4g}, expected natural logs <= 0 (is this a factor, not its log?)")
+        return
     if decay.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(decay):  # type: ignore[attr-defined]
         return
     if not bool((decay <= 0).all()):
@@ -154,14 +209,19 @@ def _check_decay(decay: Tensor) -> None:
         )
 
 
-def sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple[list[int], Tensor]:
-    """Lengths of the packed sequences, and the token each slot of the padded [N, max length] batch takes."""
+def check_packed(cu_seqlens: Tensor, B: int) -> None:
+    """Dtype and shape, which the host knows."""
     if not isinstance(cu_seqlens, Tensor):
         raise ValueError(f"cu_seqlens: got {type(cu_seqlens).__name__}, expected a tensor, [N+1] int32")
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
         raise ValueError(f"cu_seqlens: got {cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}, expected [N+1] int32")
     if B != 1:
         raise ValueError(f"cu_seqlens packs sequences into one row: expected B = 1, got B = {B}")
+
+
+def sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple[list[int], Tensor]:
+    """Lengths of the packed sequences, and the token each slot of the padded [N, max length] batch takes; waits for the device."""
+    check_packed(cu_seqlens, B)
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != T or min(lengths) < 0:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..choice import select_path
+from ..gates import constant_decay
 from ..kernels.api import regress
-from ..kernels.arguments import sequences
+from ..kernels.arguments import facts_of, sequences
 from ..kernels.paths import fresh_state
-from ..lowering import select_path
 from ..signals import Signal
 from ..spec import Spec
 from ..spec import spec as read_spec
@@ -65,7 +66,6 @@ class Mixer(nn.Module):
         self.d_model, self.layer_idx, self.n_layers, self.path = d_model, layer_idx, n_layers, path
         if not 0 <= layer_idx < n_layers:
             raise ValueError(f"layer_idx={layer_idx}: expected 0 <= layer_idx < n_layers={n_layers}")
-        select_path(self.spec, path=path)
         self.sizes = sizes = head_sizes(self.spec, d_model)
         self.pairs = self.spec.steps if getattr(self.spec.optimizer, "pairs", "shared") == "separate" else 1
         place = StreamSize(
@@ -76,6 +76,7 @@ class Mixer(nn.Module):
         streams = build_streams(self.spec, sizes, self.pairs, place)
         self.streams = nn.ModuleDict(streams)
         self.dk, self.dv = streams["q"].width, streams["v"].width
+        select_path(self.spec, path=path, dk=self.dk, dv=self.dv)
         for name in ("q", "k", "v", "write_key"):
             projection = build_projection(name, streams, d_model) if name in streams else None
             if projection is not None:
@@ -249,14 +250,19 @@ class Mixer(nn.Module):
         params, declared, gate = dict(self.params.items()), self.spec.signals(), self.spec.gate
         signals = {name: call.signals[name] for name in declared if name in call.signals}
         if gate.kind != "none" and "log_decay" not in declared:  # it may depend on the layer's place
-            place = {"n_heads": self.sizes.heads, "layer_idx": self.layer_idx, "n_layers": self.n_layers}
-            decay = gate.log_decay(signals, **place, params=params)
+            heads, device = self.sizes.heads, call.x.device
+            if facts_of(self.spec).constant_decay:
+                dtype = torch.float64 if call.x.dtype == torch.float64 else torch.float32
+                decay = constant_decay(gate, heads, device, dtype, self.layer_idx, self.n_layers)
+            else:
+                decay = gate.log_decay(signals, n_heads=heads, layer_idx=self.layer_idx, n_layers=self.n_layers, params=params)
             if decay is not None:
-                signals["log_decay"] = decay.to(call.x.device)
+                signals["log_decay"] = decay.to(device)
         return Inputs(pairs["q"], pairs["k"], pairs["v"], pairs.get("write_key"), signals, params)
 
     def extra_repr(self) -> str:
-        path, reason = select_path(self.spec, path=self.path)
+        device = self.o_proj.weight.device.type if self.path == "auto" else None  # an explicit path is judged where it runs
+        path, reason = select_path(self.spec, path=self.path, device=device, dk=self.dk, dv=self.dv)
         s = self.sizes
         heads = f"{s.heads} heads" + ("" if s.key_heads == s.heads else f" on {s.key_heads} key heads")
         name = self.spec.name or "unnamed"

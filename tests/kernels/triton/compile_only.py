@@ -1,0 +1,126 @@
+"""Compiles every launch of forward and backward for sm_90 on a machine without a GPU: `python compile_only.py [--all]`.
+
+A process of its own, because with TRITON_INTERPRET=1 no kernel can be compiled. The launches are those that run.forward
+and run.backward make on meta tensors, with the rows of the committed table. Prints JSON: one entry a kernel.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+import triton.backends.nvidia
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from ttr.kernels.triton import configs
+from ttr.kernels.triton.scalar_gate import run
+
+if __package__:
+    from .ttgir import miscompiled_transposes
+else:
+    from ttgir import miscompiled_transposes
+
+TARGET = GPUTarget("cuda", 90, 32)
+CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32"}
+OPTIONS = ("num_warps", "num_stages")
+# the classes that most have (the first in every way to call it), the widest tiles, float32; the rest with --all
+SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2", "add 256 256 2", "erase 128 128 4")
+CALLS = ("plain", "segments", "packed")
+
+
+@triton.jit
+def transposed_accumulator(a, b, out, STORED: tl.constexpr):
+    """A control of the lint: the pattern, or (STORED) the same transpose on its way to memory."""
+    i = tl.arange(0, 64)
+    at = i[:, None] * 64 + i[None, :]
+    x, y = tl.load(a + at), tl.load(b + at)
+    z = tl.trans(tl.dot(x, y)).to(tl.bfloat16)
+    if not STORED:
+        z = tl.dot(z, y).to(tl.bfloat16)
+    tl.store(out + at, z)
+
+
+def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list[tuple]:
+    """(kernel, positional arguments, keyword arguments) of one call, forward and backward, with everything learned."""
+    found = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        found.append((kernel, args, kwargs))
+
+    rule, segments, packed = run.Rule(key.erase, False, False), 2 if call == "segments" else 1, call == "packed"
+    B, T, H = 1 if packed else 8, 4096, 16
+    with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
+        dtype = {2: torch.bfloat16, 4: torch.float32}[key.itemsize]
+        q, k = (torch.empty(B, T, H, key.dk, dtype=dtype) for _ in range(2))
+        v, numbers = torch.empty(B, T, H, key.dv, dtype=dtype), torch.empty(B, T, H)
+        initial = torch.empty(8, H, key.dk, key.dv)
+        given = (q, k, v, numbers, numbers, initial, torch.empty(9, dtype=torch.int32) if packed else None)
+        o, last, *saved = run.forward(*given, 0.1, rule, config, segments, True)
+        run.backward(o, last, *given, *saved, 0.1, rule, config, segments)
+    return found
+
+
+def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
+    """What Triton would specialise this launch to: pointers on 16 bytes, numbers that 16 divides, ones and None as constants."""
+    given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
+    options = {name: given.pop(name) for name in OPTIONS if name in given}
+    signature, constants, attributes = {}, {}, {}
+    for i, p in enumerate(kernel.params):
+        x = given[p.name]
+        if isinstance(x, torch.Tensor):
+            signature[p.name] = POINTERS[x.dtype]
+            attributes[i,] = [["tt.divisibility", 16]]
+        elif p.is_constexpr or x is None or (isinstance(x, int) and x == 1):
+            signature[p.name], constants[p.name] = "constexpr", x
+        elif isinstance(x, int):
+            signature[p.name] = "i32"
+            if x % 16 == 0:
+                attributes[i,] = [["tt.divisibility", 16]]
+        else:
+            signature[p.name] = "fp32"
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def compiled(src: ASTSource, options: dict) -> dict:
+    """Registers, bytes of stack (spills), shared memory, and the transposes that Triton miscompiles."""
+    kernel = triton.compile(src, target=TARGET, options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return {
+        "registers": int(registers), "stack": int(stack), "shared": kernel.metadata.shared, **options,
+        "transposes": miscompiled_transposes(kernel.asm["ttgir"]),
+    }  # fmt: skip
+
+
+def main(everything: bool) -> dict:
+    a = torch.empty(64, 64, dtype=torch.bfloat16, device="meta")
+    controls = {name: compiled(*source(transposed_accumulator, (a, a, a, name == "stored"), {})) for name in ("pattern", "stored")}
+    out, done = [], set()
+    for key, config in configs.table()["sm_90"].rows.items():
+        if not everything and str(key) not in SUBSET:
+            continue
+        for call in CALLS if everything or str(key) == SUBSET[0] else ("plain",):
+            for kernel, args, kwargs in launches(key, config, call):
+                src, options = source(kernel, args, kwargs)
+                same = src.hash(), tuple(options.items())
+                if same not in done:
+                    done.add(same)
+                    name = f"{key} {call} {'local ' if kwargs.get('LOCAL') else ''}{kernel.__name__}"
+                    out.append({"name": name, **compiled(src, options)})
+    return {"controls": controls, "kernels": out}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main("--all" in sys.argv)))

@@ -1,0 +1,117 @@
+"""The kernels in Triton's interpreter, in float32 on NaN-filled buffers, against the torch chunk path in float64."""
+
+import itertools
+import zlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ttr import testing
+
+from .direct import config, evaluate, in_dtype, poisoned
+from .mechanisms import MECHANISMS, definition, inputs
+
+pytestmark = [
+    pytest.mark.usefixtures("interpreter"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),  # Triton 3.6's own
+]
+
+BOUND = 2e-5
+RAGGED = [5, 0, 1, 35]
+
+
+def check(case: testing.Inputs, segments: int = 1, bound: float = BOUND, **how) -> None:
+    """d log_decay is a difference of sums of order one: where a gate forgets all it is zero, and an ulp of the sums remains."""
+    case = in_dtype(case, torch.float32)
+    exact = definition(case)
+    bounds = {name: bound / min(1.0, max(1e-6, float(x.abs().max()))) if name == "d log_decay" else bound for name, x in exact.items()}
+    testing.assert_close(evaluate(case, config(**how), segments), exact, bounds, f"{how}, {segments} segments")
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_mechanism(name):
+    """Through `ttr.regress`: three chunks, two value heads a key head, an initial state, extreme gates, steps up to 2."""
+    case = inputs(name, 35, B=1, H=1, Hv=2, dk=16, dv=16, seed=zlib.crc32(name.encode()))
+    with poisoned():
+        got = testing.evaluate(in_dtype(case, torch.float32), "triton")
+    testing.assert_close(got, definition(in_dtype(case, torch.float32)), BOUND, name)
+
+
+@pytest.mark.parametrize("name", ["mamba", "coupled, read before"])
+@pytest.mark.parametrize(("chunk", "length"), [(16, 1), (16, 15), (16, 31), (32, 33), (32, 64), (32, 100)])
+def test_lengths(name, chunk, length):
+    check(inputs(name, length, B=1, H=1, Hv=1, dk=16, dv=16, seed=length), chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("name", "dk", "dv", "H", "Hv"),
+    [
+        ("gated delta", 48, 80, 1, 2),
+        ("mamba, read before", 80, 48, 2, 4),
+        ("coupled", 32, 64, 2, 2),
+        ("delta", 64, 16, 1, 3),
+        ("gated delta", 96, 32, 1, 1),
+    ],
+)
+def test_head_sizes_and_groups(name, dk, dv, H, Hv):
+    check(inputs(name, 18, B=2 if Hv < 3 else 1, H=H, Hv=Hv, dk=dk, dv=dv, seed=dk), tile=32)
+
+
+@pytest.mark.parametrize("name", ["half steps", "coupled, read before"])
+@pytest.mark.parametrize(("segments", "every"), list(itertools.product((1, 2, 3), (1, 2, 4))))
+def test_segments_and_checkpoints(name, segments, every):
+    """Five chunks in so many segments, a checkpoint at so many chunks: neither divides the other."""
+    check(inputs(name, 70, B=1, H=1, Hv=1, dk=16, dv=16, seed=segments), segments, every=every)
+
+
+def test_several_tiles_of_keys_and_of_values():
+    check(inputs("gated delta", 70, B=1, H=1, Hv=1, dk=48, dv=32), 2, every=2)
+
+
+@pytest.mark.parametrize("name", ["linear attention", "mamba, read before", "coupled"])
+@pytest.mark.parametrize(("segments", "every"), [(1, 1), (1, 4), (3, 2)])
+def test_packed(name, segments, every):
+    """Sequences of no token, one token, and of fewer chunks than there are segments."""
+    check(inputs(name, RAGGED, H=1, Hv=2, dk=16, dv=16, seed=segments), segments, every=every)
+
+
+@pytest.mark.parametrize(("name", "segments"), [("retnet", 1), ("mamba", 2), ("delta", 1), ("nlms", 2)])
+def test_no_initial_state(name, segments):
+    check(inputs(name, 40, B=1, H=1, Hv=2, dk=16, dv=16, state=False), segments)
+
+
+@pytest.mark.parametrize("name", ["delta", "gated delta", "coupled", "nlms"])
+def test_correlated_keys(name):
+    """Keys of correlation 0.9 with steps up to 2: where a Neumann series loses every digit. float32 loses some, too."""
+    case = inputs(name, 100, B=1, H=1, Hv=1, dk=32, dv=16, correlation=0.9, extreme=False)
+    own = testing.evaluate(in_dtype(case, torch.float32), {"kind": "chunk", "chunk_size": 64})
+    own = max(testing.errors(own, definition(in_dtype(case, torch.float32))).values())
+    check(case, chunk=64, bound=max(BOUND, 4 * own))
+
+
+@pytest.mark.parametrize("name", ["mamba", "gated delta", "coupled, read before"])
+@pytest.mark.parametrize("log_decay", [0.0, -30.0, -100.0, float("-inf")])
+def test_one_gate_throughout(name, log_decay):
+    case = inputs(name, 40, B=1, H=1, Hv=1, dk=16, dv=16)
+    check(replace(case, tensors={**case.tensors, "log_decay": torch.full_like(case.tensors["log_decay"], log_decay)}), segments=2)
+
+
+@pytest.mark.parametrize(("name", "segments"), [("mamba", 1), ("gated delta", 2)])
+def test_a_sequence_full_of_nan_spoils_no_neighbour(name, segments):
+    lengths = [7, 9, 5]
+    case = in_dtype(inputs(name, lengths, H=1, Hv=1, dk=16, dv=16), torch.float32)
+    nan = {n: t.clone() for n, t in case.tensors.items()}
+    for t in nan.values():
+        t[:, 7:16] = float("nan")
+    clean = evaluate(case, config(every=2), segments)
+    for what, got in evaluate(replace(case, tensors=nan), config(every=2), segments).items():
+        others = [got[[0, 2]], clean[what][[0, 2]]] if len(got) == 3 else [torch.cat([x[:, :7], x[:, 16:]], 1) for x in (got, clean[what])]
+        assert torch.equal(*others), f"{what} of a sequence changed with the tokens of another"
+
+
+def test_two_runs_agree_bitwise():
+    case = in_dtype(inputs("coupled, read before", 35, B=1, H=1, Hv=2, dk=16, dv=32), torch.float32)
+    first, second = (evaluate(case, config(every=2), 2) for _ in range(2))
+    for what in first:
+        assert torch.equal(first[what], second[what]), what

@@ -1,0 +1,129 @@
+"""Which path runs a declaration, and why: pure, and never silent."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+import torch
+
+from .constant import constant
+from .kernels.triton.eligible import why_not_machine, why_not_sizes, why_not_triton
+from .lowering import folds_value_step, is_linear, per_value_signals
+from .spec import spec as read_spec
+
+SHORT = 8  # tokens below which one event at a time beats setting up a chunk
+
+
+def select_path(
+    spec, *, path: str = "auto", length: int | None = None, device: str | None = None, dtype: torch.dtype | None = None,
+    dk: int | None = None, dv: int | None = None, capability: tuple[int, int] | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """The path that runs a declaration, and why: (path, reason).
+
+    length: tokens of a call. device: cpu, cuda, ... (None: `auto` answers for a CPU, an explicit path is judged by its
+    declaration). dtype: the widest of q, k and v; dk, dv: head sizes; capability: of the GPU. What is not told is taken to fit.
+    Pure and never silent: an explicit `path` that cannot serve raises ValueError with the reason.
+    """
+    short = index(length) if length is not None and length < SHORT else None
+    return _select(read_spec(spec), path, short, device, dtype, dk, dv, capability)
+
+
+@constant
+def _select(spec, path: str, short: int | None, device, dtype, dk, dv, capability) -> tuple[str, str]:
+    known = {"dtype": dtype, "dk": dk, "dv": dv, "capability": capability}
+    possible = targets(spec, device=device or "cpu", **known)
+    best, why = next(iter(possible.items()))
+    if path == "auto":
+        if short is not None and "recurrent" in possible:
+            return "recurrent", f"{short} tokens: {possible['recurrent']}"
+        if device not in (None, "cpu") and best != "triton" and is_linear(spec):
+            why += f"; no Triton kernel: {why_not_kernels(spec, device=device, **known)}"
+        return best, why
+    if path == "triton" and path not in possible:
+        no = why_not_kernels(spec, device=device, **known)
+        if no is None:
+            return path, "Triton kernels in the interpreter" if device == "cpu" else "Triton kernels, on a GPU"
+        raise ValueError(f"path='triton' cannot serve this call: {no}; choose from {['auto', *possible]} ({best}: {why})")
+    if path in possible:
+        return path, possible[path]
+    raise ValueError(f"path={path!r} cannot serve this declaration; choose from {['auto', *possible]} ({best}: {why})")
+
+
+def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
+    """The paths that can serve a declaration on a kind of device, fastest on long sequences first, each with the reason.
+
+    known: dtype, dk, dv, capability, as in `select_path`.
+    """
+    possible = _torch_targets(spec)
+    if device == "cpu" or why_not_kernels(spec, device=device, **known) is not None:
+        return possible
+    return {"triton": "Triton kernels: matmuls inside chunks, forward and backward, nothing of [T, dk, dv] in memory", **possible}
+
+
+def why_not_kernels(
+    spec, *, device: str | None = None, dtype: torch.dtype | None = None, dk: int | None = None, dv: int | None = None,
+    capability: tuple[int, int] | None = None,
+) -> str | None:  # fmt: skip
+    """The first reason for which path='triton' cannot serve, or None; what is None is not judged."""
+    why = why_not_triton(spec) or why_not_sizes(spec, dtype, dk, dv)
+    return why if why is not None or device is None else why_not_machine(device, capability)
+
+
+def _torch_targets(spec) -> dict[str, str]:
+    if spec.regressor.family == "kernel":
+        return {"sdpa": "softmax attention is torch's scaled_dot_product_attention", "definition": "one query at a time"}
+    if spec.regressor.family == "least_squares":
+        solver = spec.optimizer.kind
+        read = {
+            "chunk": f"least squares: gated statistics chunk by chunk, {solver} at the read",
+            "recurrent": f"least squares: token by token, {solver} at the read",
+        }
+        if solver == "rls" and spec.gate.kind != "none":  # under wind-up the inverse is best carried from token to token
+            read = {"recurrent": "recursive least squares carries the inverse from token to token", "chunk": read["chunk"]}
+        return {**read, "definition": "the normal equations solved densely at every token"}
+    if not is_linear(spec) and not why_not_dual(spec):
+        kind = (
+            "one step per mini-batch on the summed gradient" if spec.optimizer.accumulate else "masked attention inside it, layer by layer"
+        )
+        return {
+            "dual": f"gradients of a mini-batch ({spec.mini_batch}) at its first weights: {kind}",
+            "definition": "token by token through torch.func.grad",
+        }
+    if not is_linear(spec):
+        return {"definition": f"token by token through torch.func.grad: {why_nonlinear(spec)}"}
+    per_value = per_value_signals(spec)
+    reason = "linear in the state: one canonical recurrence, probed from the optimizer"
+    recurrent = {"recurrent": f"{reason}, one event at a time", "definition": "token by token through torch.func.grad"}
+    if per_value and not folds_value_step(spec):
+        recurrent["recurrent"] += f"; {per_value} per value channel gives each column its own triangular system, so there is no chunk form"
+        return recurrent
+    return {"chunk": f"{reason}, matmuls inside chunks", **recurrent}
+
+
+def why_nonlinear(spec) -> str:
+    """The first reason for which a trained declaration is no linear recurrence."""
+    if not spec.regressor.linear:
+        return f"regressor {spec.regressor.kind!r} is not linear in its weights"
+    if not spec.optimizer.linear:
+        return f"optimizer {spec.optimizer.kind!r} is not linear in (weights, gradient)"
+    if not spec.objective.quadratic:
+        return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
+    return f"mini_batch={spec.mini_batch!r} takes gradients at frozen weights, and {why_not_dual(spec)}"
+
+
+def why_not_dual(spec) -> str | None:
+    """The reason for which frozen gradients have no dual form, or None when they have one."""
+    if spec.mini_batch == 1:
+        return "the dual form needs mini_batch > 1"
+    if not spec.regressor.dual:
+        return f"regressor {spec.regressor.kind!r} is not built from ttr.linear (dual=True)"
+    if not (spec.optimizer.linear or spec.optimizer.accumulate):
+        return (
+            f"optimizer {spec.optimizer.kind!r} is not linear and steps at every token; accumulate=true would make one step per mini-batch"
+        )
+    if spec.gate.per_key or any(s.per in ("key", "value") for s in spec.signals().values()):
+        return "the dual form takes gates and signals per head only"
+    if spec.separate_write_key:
+        return "the dual form needs write_key=same"
+    return None

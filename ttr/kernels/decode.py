@@ -1,0 +1,290 @@
+"""`decode`: one token, the state updated in place; a fused kernel where there is one, else `regress` on one token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..constant import constant
+from ..gates import constant_decay
+from ..lowering import is_linear
+from ..objectives import slopes
+from ..registry import unknown
+from ..spec import Spec
+from ..spec import spec as read_spec
+from ..state import State, flatten
+from .api import regress
+from .arguments import check_params
+from .triton.decode import op  # noqa: F401  (it registers ttr::scalar_gate_step)
+from .triton.eligible import DTYPES, has_triton, plan_of, why_not_triton
+
+
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spec: str | Mapping | Spec,
+    state: State,
+    *,
+    step: Tensor | float | None = None,
+    log_decay: Tensor | float | None = None,
+    params: Mapping[str, Tensor] | None = None,
+    write_key: Tensor | None = None,
+    scale: float | None = None,
+    **signals: Tensor | float,
+) -> Tensor:
+    """Read one token and update `state` in place: what `ttr.regress` gives for T = 1, without a new state.
+
+    q, k: [B, H, dk]; v: [B, Hv, dv]; with `steps: n`, k, v, write_key and step carry a micro-step axis after B. Signals are
+    values, as in `ttr.regress`: [B, Hv], [Hv] or a number ([B, Hv, dk] per key, [B, Hv, dv] per value). log_decay is a
+    natural log, <= 0. state: of an earlier `ttr.regress` under the same declaration; its tensors keep their identity, so
+    the call can be captured in a CUDA graph (after one eager call; not for declarations with an open mini-batch).
+
+    On CUDA, with triton, a scalar-gate declaration runs as one kernel, which takes W contiguous; everything else runs
+    through `ttr.regress`. No gradients are taken.
+
+    Returns o: [B, Hv, dv] in v's dtype. Raises ValueError naming the argument, what came and what was expected.
+    """
+    spec = read_spec(spec)
+    given = {"step": step, "log_decay": log_decay, **signals}
+    given = {name: value for name, value in given.items() if value is not None}
+    facts = facts_of(spec)
+    B, Hv, dk, dv = _check_tensors(q, k, v, write_key, facts)
+    _check_state(state, facts, B, Hv, dk, dv, q.device)
+    if torch.is_grad_enabled():
+        _refuse_gradients({"q": q, "k": k, "v": v, "write_key": write_key, **given}, params, state)
+    for name, value in given.items():
+        _check_signal(name, value, facts, B, Hv, dk, dv, q.device)
+    if scale is not None and (isinstance(scale, (bool, Tensor)) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
+        raise ValueError(f"scale={scale!r}: expected a finite number, or None for the declaration's")
+    if facts.fused and kernel_runs(q.device):
+        W = state.weights["W"]
+        if W.dtype == torch.float32 and all(x.dtype in DTYPES for x in (q, k, v)):
+            return _through_kernel(q, k, v, W, given, params, spec, facts, scale)
+    return _through_regress(q, k, v, spec, state, given, params, write_key, scale)
+
+
+class Facts(NamedTuple):
+    """What a call needs to know of its declaration."""
+
+    hash: str
+    steps: int
+    separate_write_key: bool
+    signals: tuple[tuple[str, str, float | None], ...]  # name, per, value of what is declared
+    names: tuple[str, ...]  # of the signals a call may give
+    takes_log_decay: bool  # of a gate that computes its own
+    per_key_decay: bool
+    gate_signals: tuple[str, ...]
+    constant_decay: bool  # the gate's decays are the same for every call
+    linear: bool
+    fused: bool  # the kernel serves it
+    rule: str
+    eps: float
+
+
+@constant
+def facts_of(spec: Spec) -> Facts:
+    declared, gate = spec.signals(), spec.gate
+    step_rule = getattr(spec.optimizer, "step_rule", None)  # a solver has none
+    rule = "plain" if step_rule is None or (step_rule.kind == "implicit" and not slopes(spec.objective, 1)[0]) else step_rule.kind
+    own_decay = gate.kind != "none" and "log_decay" not in declared
+    return Facts(
+        hash=spec.hash, steps=spec.steps, separate_write_key=spec.separate_write_key,
+        signals=tuple((name, s.per, s.value) for name, s in declared.items()),
+        names=(*declared, "log_decay") if own_decay else tuple(declared),
+        takes_log_decay=own_decay, per_key_decay=gate.per_key, gate_signals=tuple(gate.signals()),
+        constant_decay=own_decay and not gate.signals() and not gate.init_params(1, 1),
+        linear=spec.regressor.family == "trained" and is_linear(spec), fused=_fused(spec),
+        rule=rule, eps=getattr(step_rule, "eps", 0.0),
+    )  # fmt: skip
+
+
+def _fused(spec: Spec) -> bool:
+    """The kernels serve the declaration, and the step knows its gate, its step rule and its read."""
+    return (
+        why_not_triton(spec) is None
+        and spec.gate.kind in ("none", "fixed", "scalar")
+        and spec.optimizer.step_rule.kind in ("plain", "nlms", "implicit")
+        and spec.read.normalizer == "none"
+    )
+
+
+def kernel_runs(device: torch.device) -> bool:
+    """Where the fused step runs."""
+    return device.type == "cuda" and torch.version.hip is None and has_triton()
+
+
+def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts: Facts, scale: float | None) -> Tensor:
+    B, Hv, dk, dv = W.shape
+    plan = plan_of(spec, dv)
+    if facts.takes_log_decay and "log_decay" not in given:
+        given["log_decay"] = _own_decay(params, spec, facts, W)
+
+    def split(name: str, neutral: float) -> tuple[Tensor | None, float]:
+        """The tensor ([], [Hv] or [B, Hv]) or the number; `neutral` when the declaration has none."""
+        value = given.get(name)
+        if value is None:
+            value = next((constant for declared, _, constant in facts.signals if declared == name), neutral)
+        if value is None:
+            raise ValueError(f"{name} is missing: it is declared per token; pass its values, {_shapes(name, facts, B, Hv, 0, 0)}")
+        return (value, neutral) if isinstance(value, Tensor) else (None, float(value))
+
+    step, step_number = split("step", 1.0)
+    decay, decay_number = split("log_decay", 0.0)
+    return torch.ops.ttr.scalar_gate_step.default(
+        q, k, v, step, decay, W, step_number, decay_number, plan.factor, facts.eps, spec.scale(dk) if scale is None else float(scale),
+        plan.erase, plan.look_before, plan.read_before, facts.rule,
+    )  # fmt: skip
+
+
+def _own_decay(params, spec: Spec, facts: Facts, W: Tensor) -> Tensor | None:
+    """[Hv] of a gate that computes its decay."""
+    _, Hv, dk, dv = W.shape
+    if facts.constant_decay and not torch.compiler.is_compiling():  # torch.compile takes no tensor for a constant
+        return constant_decay(spec.gate, Hv, W.device)
+    decay = spec.gate.log_decay({}, n_heads=Hv, params=check_params(params, spec, Hv, dk, dv))
+    return None if decay is None else decay.to(W.device)
+
+
+def _through_regress(q, k, v, spec: Spec, state: State, given: dict[str, Any], params, write_key, scale) -> Tensor:
+    facts = facts_of(spec)
+
+    def one_token(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0 or (name == "log_decay" and value.ndim == 1):
+            return value
+        return (value.expand(q.shape[0], -1) if value.ndim == 1 else value)[:, None]
+
+    o, new = regress(
+        q[:, None], k[:, None], v[:, None], spec, scale=scale, params=params, initial_state=state,
+        write_key=None if write_key is None else write_key[:, None],
+        **{name: one_token(name, value) for name, value in given.items()},
+    )  # fmt: skip
+    new = new.detach() if facts.linear else new.detach().clone()  # elsewhere a new tensor may be another old one
+    old, new = flatten(state._trees()), flatten(new._trees())
+    for name, tensor in new.items():
+        if tensor.shape != old[name].shape:
+            raise ValueError(
+                f"state.{name} grows with every token ({list(old[name].shape)} -> {list(tensor.shape)}), so it cannot be updated "
+                "in place; use ttr.regress(..., initial_state=state)"
+            )
+    for name, tensor in new.items():
+        old[name].copy_(tensor)
+    return o[:, 0]
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> tuple[int, int, int, int]:
+    """B, Hv, dk, dv."""
+    if (write_key is not None) != facts.separate_write_key:
+        raise ValueError(
+            "write_key is missing: the declaration says optimizer.write_key='separate'" if write_key is None
+            else "write_key was given, but the declaration has optimizer.write_key='same'"
+        )  # fmt: skip
+    for name, x in (("q", q), ("k", k), ("v", v), ("write_key", write_key)):
+        if x is None and name == "write_key":
+            continue
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: got {type(x).__name__}, expected a tensor")
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: got dtype {x.dtype}, expected a floating-point dtype")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q on {q.device}")
+    if q.ndim != 3:
+        raise _wrong("q", q, "[B, H, dk] (one token: no axis T)")
+    (B, H, dk), n = q.shape, facts.steps
+    micro = f" or [{B}, {n}, {H}, {dk}]" if n > 1 else ""
+    for name, x in (("k", k), ("write_key", write_key)):
+        if x is not None and x.shape != q.shape and not (n > 1 and x.shape == (B, n, H, dk)):
+            raise _wrong(name, x, f"{list(q.shape)} as q{micro}")
+    if v.ndim not in ((3, 4) if n > 1 else (3,)) or v.shape[0] != B or (v.ndim == 4 and v.shape[1] != n):
+        raise _wrong("v", v, f"[{B}, Hv, dv]" + (f" or [{B}, {n}, Hv, dv]" if n > 1 else ""))
+    Hv, dv = v.shape[-2:]
+    if min(B, H, Hv, dk, dv) == 0:
+        raise ValueError(f"q {list(q.shape)}, v {list(v.shape)}: expected at least one sequence, head and channel")
+    if Hv % H:
+        raise ValueError(f"v: got {Hv} value heads, expected a multiple of q's {H} key heads")
+    return B, Hv, dk, dv
+
+
+def _check_state(state: State, facts: Facts, B: int, Hv: int, dk: int, dv: int, device: torch.device) -> None:
+    """The state is of this declaration and this size, and can be written in place."""
+    if not isinstance(state, State):
+        raise ValueError(f"state: got {type(state).__name__}, expected a ttr.State, which is updated in place")
+    if state.spec_hash != facts.hash:
+        raise ValueError(f"state was made under another declaration (hash {state.spec_hash!r}, this one {facts.hash!r})")
+    if not facts.fused:
+        _check_separate(state)
+        return
+    W = state.weights["W"]
+    if W.shape != (B, Hv, dk, dv):
+        raise _wrong("state.weights.W", W, str([B, Hv, dk, dv]))
+    if W.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"state.weights.W: got dtype {W.dtype}, expected torch.float32 (or float64, which no kernel runs)")
+    if W.device != device:
+        raise ValueError(f"state.weights.W is on {W.device}, q on {device}")
+    if not W.is_contiguous():
+        raise ValueError(
+            f"state.weights.W: got strides {list(W.stride())}, expected a contiguous tensor (it is updated in place); clone it"
+        )
+
+
+def _check_separate(state: State) -> None:
+    """Every tensor has memory of its own; `regress` checks the rest."""
+    seen: dict[int, str] = {}
+    for name, t in flatten(state._trees()).items():
+        if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
+            raise ValueError(f"state.{name} is expanded (strides {list(t.stride())}) and cannot be updated in place; pass state.clone()")
+        if t.numel() and not torch.compiler.is_compiling():
+            other = seen.setdefault(t.data_ptr(), name)
+            if other != name:
+                raise ValueError(f"state.{name} and state.{other} share memory and cannot be updated in place; pass state.clone()")
+
+
+def _refuse_gradients(tensors: Mapping[str, Any], params: Mapping[str, Tensor] | None, state: State) -> None:
+    learned = {f"params[{name!r}]": p for name, p in (params or {}).items()}
+    held = {f"state.{name}": t for name, t in flatten(state._trees()).items()}
+    for name, t in {**tensors, **learned, **held}.items():
+        if isinstance(t, Tensor) and t.requires_grad:
+            raise ValueError(
+                f"{name} requires a gradient, and decode overwrites the state that backward would need; "
+                "call it under torch.no_grad(), or use ttr.regress"
+            )
+
+
+def _check_signal(name: str, value: Any, facts: Facts, B: int, Hv: int, dk: int, dv: int, device: torch.device) -> None:
+    if name not in facts.names:
+        raise unknown("signal", name, facts.names)
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name}: got {type(value).__name__}, expected a tensor or a number")
+        if name == "log_decay" and not value <= 0:
+            raise ValueError(f"log_decay={value}: expected a natural log <= 0 (is this a factor, not its log?)")
+        return
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: got dtype {value.dtype}, expected a floating-point dtype")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, q on {device}")
+    if value.ndim and value.shape not in _allowed(name, facts, B, Hv, dk, dv):
+        raise _wrong(name, value, _shapes(name, facts, B, Hv, dk, dv))
+
+
+def _allowed(name: str, facts: Facts, B: int, Hv: int, dk: int, dv: int) -> list[tuple[int, ...]]:
+    declared = [per for other, per, _ in facts.signals if other == name]
+    per = declared[0] if declared else "key" if facts.per_key_decay else "head"
+    width = {"key": (dk,), "value": (dv,)}.get(per, ())
+    shapes = [(B, Hv, *width)]
+    if facts.steps > 1 and name not in facts.gate_signals and declared:
+        shapes.append((B, facts.steps, Hv, *width))
+    return [(Hv,), (B, Hv), *shapes] if name == "log_decay" else shapes if width else [(Hv,), *shapes]
+
+
+def _shapes(name: str, facts: Facts, B: int, Hv: int, dk: int, dv: int) -> str:
+    text = " or ".join(str(list(shape)) for shape in dict.fromkeys(_allowed(name, facts, B, Hv, dk, dv)))
+    return text + (", natural log" if name == "log_decay" else "")
+
+
+def _wrong(name: str, x: Tensor, expected: str) -> ValueError:
+    return ValueError(f"{name}: got shape {list(x.shape)}, expected {expected}")

@@ -1,0 +1,82 @@
+"""The one autograd.Function around the two operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops  # noqa: F401  (it registers the operators)
+
+
+class ScalarGate(torch.autograd.Function):
+    """(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before) -> o, last, *saved."""
+
+    @staticmethod
+    def forward(*args):
+        o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*args, True)
+        return o, last, *saved
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, scale, erase, look_before, read_before = inputs
+        saved = output[2:]
+        ctx.rule = scale, erase, look_before, read_before
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *saved)
+
+    @staticmethod
+    def backward(ctx, do, dlast, *_):
+        q, k, v, log_decay, weight, initial, cu_seqlens, *saved = ctx.saved_tensors
+        if do is None:
+            if dlast is None:
+                return (None,) * 11
+            do = torch.zeros_like(v)
+        learned = log_decay is not None and ctx.needs_input_grad[3]
+        backward = Backward.apply if torch.is_grad_enabled() else Backward.forward
+        got = iter(backward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *saved, *ctx.rule, learned))
+        dq, dk, dv = next(got), next(got), next(got)
+        dlog_decay = next(got) if learned else None
+        dweight = None if weight is None else next(got)
+        dinitial = None if initial is None else next(got)
+        return dq, dk, dv, dlog_decay, dweight, dinitial, None, None, None, None, None
+
+
+class Backward(torch.autograd.Function):
+    """The gradients as a function of its own, so that a second derivative is refused instead of being wrong."""
+
+    @staticmethod
+    def forward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *rest):
+        *saved, scale, erase, look_before, read_before, learned = rest
+        got = torch.ops.ttr.scalar_gate_backward.default(
+            do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, saved, scale, erase, look_before, read_before, learned
+        )
+        return tuple(got)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("path='triton' has no second derivative; use path='chunk' (or recurrent) where a gradient is differentiated")
+
+
+def scalar_gate(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, weight: Tensor | None, initial: Tensor | None,
+    cu_seqlens: Tensor | None, scale: float, erase: bool, look_before: bool, read_before: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """o and the last state; nothing is kept for backward where nothing requires a gradient."""
+    args = (q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before)
+    if not differentiated(args[:6]):
+        o, last, _ = torch.ops.ttr.scalar_gate_forward.default(*args, False)
+        return o, last
+    o, last, *_ = ScalarGate.apply(*args)
+    return o, last
+
+
+def differentiated(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a gradient is wanted; forward mode counts, so that the Function refuses it."""
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -1,0 +1,1 @@
+"""Decoding: one token, the float32 state updated in place."""

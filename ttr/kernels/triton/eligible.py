@@ -1,0 +1,144 @@
+"""What the Triton kernels serve, decided without triton: declarations, head sizes, dtypes and machines."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from ...constant import constant
+from ...objectives import slopes
+
+LARGEST = 256  # channels of a head
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LEAST_CAPABILITY = (9, 0)
+
+
+class Plan(NamedTuple):
+    """How the kernels run a declaration: S <- decay S + (weight k) (v - S k), the bracket without S unless `erase`.
+
+    erase: the delta rule. look_before: the error is taken at the undecayed state. read_before: the query reads before the
+    token's update. factor: weight = factor step. curvature: what the step rule is told. pad: channels that v grows by, the
+    normaliser's among them.
+    """
+
+    erase: bool
+    look_before: bool
+    read_before: bool
+    factor: float
+    curvature: float | None
+    pad: int
+    zero: bool
+
+
+@constant
+def plan_of(spec, dv: int) -> Plan:
+    """Of a declaration for which `why_not_triton` is None."""
+    curvature, gain = slopes(spec.objective, dv)
+    erase, init = curvature != 0, spec.regressor.init(16, 16)["W"]
+    return Plan(
+        erase=erase, look_before=erase and spec.gate.kind != "none" and spec.gate.order == "coupled",
+        read_before=spec.read.at == "before", factor=curvature if erase else gain,
+        curvature=None if spec.optimizer.step_rule.kind == "plain" else curvature,
+        pad=_pad(spec, dv), zero=not (init.learned or init.value or init.std),
+    )  # fmt: skip
+
+
+def _pad(spec, dv: int) -> int:
+    return 0 if spec.read.normalizer == "none" else 16 - dv % 16
+
+
+@constant
+def why_not_triton(spec) -> str | None:
+    """The reason for which the kernels do not serve a declaration, or None when they do."""
+    from ...choice import why_nonlinear
+    from ...lowering import is_linear
+
+    if spec.regressor.family != "trained":
+        return f"regressor {spec.regressor.kind!r} has paths of its own"
+    if not is_linear(spec):
+        return why_nonlinear(spec)
+    if spec.optimizer.slots:
+        return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slot(s); the kernels carry the weights alone"
+    if spec.steps > 1:
+        return f"optimizer.steps={spec.steps}: the kernels take one step a token"
+    if spec.separate_write_key:
+        return "optimizer.write_key='separate': the kernels write with the key they look up"
+    if spec.gate.per_key:
+        return f"gate {spec.gate.kind!r} decays every key channel by itself; the kernels take one decay a head"
+    for name, s in spec.signals().items():
+        if s.per != "head":
+            return f"{name} is per {s.per}; the kernels take one number a head"
+    others = sorted(spec.optimizer.signals().keys() - {"step"})
+    if others:
+        return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
+    return _why_not_probed(spec)
+
+
+def _why_not_probed(spec) -> str | None:
+    """Probe the optimizer on random signals: the gate alone must move the weights, the step alone the write."""
+    from ...lowering import coefficients
+
+    curvature, gain = slopes(spec.objective, 3)
+    if curvature < 0 or (curvature > 0 and gain != curvature):
+        return f"objective {spec.objective.kind!r} is no multiple of 1/2||f(k) - v||^2 or -<f(k), v>"
+    generator = torch.Generator().manual_seed(0)
+    lead = (5, 1)  # events, micro-steps
+    step, keep = torch.rand(2, *lead, 1, 1, generator=generator, dtype=torch.float64) + 0.1
+    first = spec.gate.order == "first"
+    got = coefficients(spec, {"step": step}, keep, lead, first)
+    one = torch.ones_like(keep)
+    expected = {"A": keep[None, None], "b": -step[None], "c": (keep if first else one)[None], "read": one[None, :, 0]}
+    for name, x in expected.items():
+        if not torch.allclose(getattr(got, name), x, rtol=1e-12, atol=0):
+            return f"optimizer {spec.optimizer.kind!r} is no plain step on the gradient (its {name} differs)"
+    return None
+
+
+def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | None) -> str | None:
+    """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
+    if dtype is not None and dtype not in DTYPES:
+        return f"inputs are {dtype}; choose from {[str(d) for d in DTYPES]}"
+    for name, d in (("dk", dk), ("dv", dv)):
+        if d is not None and (d % 16 or d > LARGEST):
+            return f"{name}={d}; choose a multiple of 16 up to {LARGEST}"
+    if dv is not None and dv + _pad(spec, dv) > LARGEST:
+        return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
+    return None
+
+
+def why_not_machine(device: str, capability: tuple[int, int] | None) -> str | None:
+    """The reason for which the kernels do not run on a device, or None."""
+    if not has_triton():
+        return "triton is not installed (pip install 'test-time-regression[triton]', Linux)"
+    if device == "cpu":
+        return None if interpreted() else "the kernels run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1)"
+    if device != "cuda" or torch.version.hip is not None:
+        return f"the kernels run on NVIDIA GPUs, got device {'hip' if device == 'cuda' else device}"
+    if capability is not None and capability < LEAST_CAPABILITY:
+        return (
+            f"the kernels need compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}, this GPU has {capability[0]}.{capability[1]}"
+        )
+    return None
+
+
+@constant
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@constant
+def interpreted() -> bool:
+    """Whether triton was, or would be, imported for its interpreter."""
+    if not has_triton():
+        return False
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)

@@ -1,0 +1,67 @@
+"""The triangular system of every chunk, inverted: [(I + A)^-1], A_ij = decay_ij <x_i, w_j> b_j for i > j."""
+
+import triton
+import triton.language as tl
+
+from ..launch import kernel
+from ..tiles import load_decays, load_numbers, load_rows, locate, pair_decay, product, sequence, store_pairs
+
+
+@triton.jit
+def unit_lower_inverse(a, i, j, C: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + a)^-1 for a: [C, C] strictly lower triangular, rows i and columns j.
+
+    Blocks double: with the inverses X of the diagonal blocks of size b at hand, those of size 2b are X - X a_b X, where
+    a_b is what a holds between two neighbours. Nothing is squared, so correlated keys and steps up to 2 stay exact
+    (a Neumann series does not). HALF: operands in fp16, whose eleven bits are what tf32 has, and twice as fast.
+    """
+    x = tl.where(i == j, 1.0, tl.where((i // 2 == j // 2), -a, 0.0))
+    if HALF:
+        a = a.to(tl.float16)
+    for level in tl.static_range(1, 8):
+        if 2**level < C:
+            between = tl.where((i >> (level + 1) == j >> (level + 1)) & (i >> level != j >> level), a, 0.0)
+            if HALF:
+                half = x.to(tl.float16)
+                x -= product(product(half, between, PRECISION).to(tl.float16), half, PRECISION)
+            else:
+                x -= product(product(x, between, PRECISION), x, PRECISION)
+    return x
+
+
+@kernel("N T scale weight_stride")
+def inverse_kernel(
+    q, k, decays, weight, inverse, reads, cu_seqlens, N, T, scale, weight_stride,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
+    GATED: tl.constexpr, WEIGHTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One chunk and key head a program; its value heads share the products of keys and queries.
+
+    inverse: [tokens, Hv, C]. reads: [tokens, Hv, C], what row i reads of write j: scale decay_ij <q_i, k_j> for i >= j.
+    """
+    n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED)
+    h = tl.program_id(1)
+    first, length = sequence(cu_seqlens, n, T, PACKED)
+    if chunk * C >= length:
+        return
+    t = tl.arange(0, C)
+    valid = chunk * C + t < length
+    token = first + chunk * C
+    key = load_rows(k + h * DK, token, t, valid, tl.arange(0, BK), H * DK, DK, BK)
+    query = load_rows(q + h * DK, token, t, valid, tl.arange(0, BK), H * DK, DK, BK)
+    looks = product(key, tl.trans(key), PRECISION)
+    pairs = product(query, tl.trans(key), PRECISION) * scale
+    i = t[:, None]
+    j = t[None, :]
+    for group in range(HV // H):
+        head = h * (HV // H) + group
+        b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
+        G, before, _ = load_decays(decays, head, token, t, length - chunk * C, C, HV, GATED)
+        read = before if READ_BEFORE else G
+        read_here = pairs * pair_decay(read[:, None], G[None, :], i, j, READ_BEFORE)
+        store_pairs(reads, token, head, read_here, t, valid, HV, C)
+        look = before if LOOK_BEFORE else G
+        a = looks * pair_decay(look[:, None], G[None, :], i, j, True) * b[None, :]
+        solved = unit_lower_inverse(a, i, j, C, PRECISION == "tf32", PRECISION)
+        store_pairs(inverse, token, head, solved, t, valid, HV, C)

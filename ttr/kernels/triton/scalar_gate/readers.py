@@ -1,0 +1,82 @@
+"""The gradient of what reads the state: of q, which is given dO, and of k as it looks, which is given -dV.
+
+A scan from the first chunk to the last. It is `forward` with the roles turned: dO reads, U = bE writes, and the state
+is the same S, here a tile of key channels, [dv, keys]:
+
+    dQ = scale (decay dO S^T + (dO U^T * decay) K),     look: dK = -(decay dV S^T + (dV U^T * decay) K)
+"""
+
+import triton.language as tl
+
+from ..launch import kernel
+from ..tiles import factor, first_slot, load_decays, load_numbers, load_rows, load_state, product, sequence, tokens_of
+
+
+@kernel("tokens slots T scale segments segment_chunks weight_stride")
+def readers_kernel(
+    reader, k, error, out_gradient, chunk_pairs, own, decays, weight, start, dreader, rows, columns, entering, cu_seqlens,
+    tokens, slots, T, scale, segments, segment_chunks, weight_stride,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    LOOK: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
+    STARTED: tl.constexpr, BEFORE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of key channels of one value head over one segment. chunk_pairs, own: of `pairs_kernel`.
+    dreader: [tokens, Hv, dk]. BEFORE: reads know no decay of their own token.
+
+    LOOK: the readers are keys. Then dreader also takes what the pairs inside a chunk give to the keys as writers.
+    LEARNED: also what the gradient of the log decay is made of, a partial sum per tile, LOOK behind the others (see
+    `decays.py`): rows, what each token reads; columns, what it gives to looks in its chunk; entering, what a chunk reads of
+    earlier ones.
+    """
+    tile = tl.program_id(0)
+    n = tl.program_id(1) // HV
+    head = tl.program_id(1) % HV
+    segment = tl.program_id(2)
+    first, length = sequence(cu_seqlens, n, T, PACKED)
+    chunks = tl.cdiv(length, C)
+    begin = segment * segment_chunks
+    end = tl.minimum(begin + segment_chunks, chunks)
+    keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
+    outs = tokens_of(out_gradient, first, head, length, HV, DV, C, BV)
+    errors = tokens_of(error, first, head, length, HV, DV, C, BV)
+    pairs = tokens_of(chunk_pairs, first, head, length, HV, C, C, C)
+    dreaders = tokens_of(dreader, first, head, length, HV, DK, C, BK)
+    kind = (tl.num_programs(0) if LOOK else 0) + tile
+    i = tl.arange(0, C)
+    state = tl.zeros([BV, BK], tl.float32)
+    if STARTED:
+        place = (n.to(tl.int64) * segments + segment) * HV + head
+        state = load_state(start + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
+    slot = first_slot(cu_seqlens, n, T, C, PACKED)
+    for chunk in range(begin, end):
+        token = first + chunk * C
+        valid = chunk * C + i < length
+        key = keys.load([chunk * C, tile * BK])
+        out = outs.load([chunk * C, 0])
+        e = errors.load([chunk * C, 0])
+        operand = key.dtype
+        G, before, whole = load_decays(decays, head, token, i, length - chunk * C, C, HV, GATED)
+        read = before if BEFORE else G
+        b = load_numbers(weight, head, token, i, valid, weight_stride, 1.0, WEIGHTED)
+        if LEARNED and not LOOK:  # no operand of a product, so nothing fetches it ahead: asked for here, it is there when used
+            partner = load_rows(reader + head // (HV // H) * DK, token, i, valid, tile * BK + tl.arange(0, BK), H * DK, DK, BK)
+        x = product(out, state.to(operand), PRECISION) * (factor(read) * scale)[:, None]
+        if LEARNED:
+            partner = key.to(tl.float32) if LOOK else partner.to(tl.float32)
+            entries = tl.sum(tl.sum(x * partner, 1), 0)
+        between = pairs.load([chunk * C, 0])  # [i, j]
+        x = tl.dot(between, key, acc=x, input_precision=PRECISION)
+        if LEARNED:
+            at = (kind * tokens + token) * HV + head + i * HV
+            read_here = tl.sum(x * partner, 1)
+            tl.store(rows + at, read_here, mask=valid)
+            tl.store(entering + (kind * slots + slot + chunk).to(tl.int64) * HV + head, entries)
+        if LOOK:
+            x = tl.dot(tl.trans(between), key, acc=x, input_precision=PRECISION)
+            if LEARNED:
+                tl.store(columns + at, tl.sum(x * partner, 1) - read_here, mask=valid)
+        elif not BEFORE:
+            x += tl.load(own + (token + i) * HV + head, mask=valid, other=0.0)[:, None] * key.to(tl.float32)
+        dreaders.store([chunk * C, tile * BK], x.to(operand))
+        write = (key.to(tl.float32) * (b * factor(whole - G))[:, None]).to(operand)
+        state = tl.dot(tl.trans(e), write, acc=state * factor(whole), input_precision=PRECISION)

@@ -1,0 +1,117 @@
+"""The scan from the last chunk to the first: the gradients of v, of the weights and of the start, transposed as `forward`.
+
+D is the gradient of the state after a chunk, Y that of bE:
+
+    Y = (K decay) D + (Q K^T * decay)^T dO,   dV = T^T bY,   D <- decay D + (decay Q)^T dO - (decay K)^T dV
+"""
+
+import triton.language as tl
+
+from ..launch import kernel
+from ..tiles import (
+    factor,
+    first_slot,
+    load_decays,
+    load_numbers,
+    load_rows,
+    load_state,
+    pair_decay,
+    product,
+    sequence,
+    states_of,
+    store_state,
+    tokens_of,
+)
+
+
+@kernel("tokens blocks T scale segments segment_chunks weight_stride")
+def reverse_kernel(
+    q, k, error, decays, weight, inverse, reads, do, end_gradient, dv, dweight, checkpoints, first_gradient, cu_seqlens,
+    tokens, blocks, T, scale, segments, segment_chunks, weight_stride,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
+    STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of value channels of one head over one segment, backwards.
+
+    end_gradient, first_gradient: [N, segments, Hv, dk, dv]. dweight: a partial sum per tile, [tiles, tokens, Hv].
+    checkpoints: D behind the last of every EVERY chunks. LOCAL: from D = 0, nothing but `first_gradient` (of segments 1, 2, ...).
+    """
+    tile = tl.program_id(0)
+    n = tl.program_id(1) // HV
+    head = tl.program_id(1) % HV
+    segment = tl.program_id(2)
+    if LOCAL:
+        segment += 1  # the first one is nobody's future
+    first, length = sequence(cu_seqlens, n, T, PACKED)
+    chunks = tl.cdiv(length, C)
+    begin = segment * segment_chunks
+    end = tl.minimum(begin + segment_chunks, chunks)
+    place = (n.to(tl.int64) * segments + segment) * HV + head
+
+    queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
+    keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
+    outs = tokens_of(do, first, head, length, HV, DV, C, BV)
+    if ERASE:
+        systems = tokens_of(inverse, first, head, length, HV, C, C, C)
+        pairs_ = tokens_of(reads, first, head, length, HV, C, C, C)
+    if LEARNED and not LOCAL:
+        states = states_of(checkpoints, blocks * HV, DK, DV, BK, BV)
+    if not LOCAL:
+        dvs = tokens_of(dv, first, head, length, HV, DV, C, BV)
+    keys = tl.arange(0, BK)
+    values = tile * BV + tl.arange(0, BV)
+    i = tl.arange(0, C)
+    gradient = tl.zeros([BV, BK], tl.float32)
+    if STARTED:
+        gradient = load_state(end_gradient + place * DK * DV, keys, values, DK, DV)
+
+    for step in range(0, end - begin):
+        chunk = end - 1 - step
+        token = first + chunk * C
+        valid = chunk * C + i < length
+        key = keys_.load([chunk * C, 0])
+        query = queries.load([chunk * C, 0])
+        out = tl.trans(outs.load([chunk * C, tile * BV]))
+        operand = key.dtype
+        G, before, whole = load_decays(decays, head, token, i, length - chunk * C, C, HV, GATED)
+        read = before if READ_BEFORE else G
+        look = before if LOOK_BEFORE else G
+        b = load_numbers(weight, head, token, i, valid, weight_stride, 1.0, WEIGHTED)
+        if LEARNED and not LOCAL and (((chunk + 1) % EVERY == 0) | (chunk == chunks - 1)):
+            slot = first_slot(cu_seqlens, n, T, C * EVERY, PACKED).to(tl.int64) + chunk // EVERY
+            checkpoint = tl.reshape(tl.trans(gradient.to(operand)), [1, BK, BV])
+            states.store([(slot * HV + head).to(tl.int32), 0, tile * BV], checkpoint)
+        if WEIGHTED and not LOCAL:
+            e = load_rows(error + head * DV, token, i, valid, values, HV * DV, DV, BV)
+        future = gradient.to(operand)
+        y = product(future, tl.trans(key), PRECISION) * factor(whole - G)[None, :]
+        read_out = (out.to(tl.float32) * (factor(read) * scale)[None, :]).to(operand)
+        gradient = tl.dot(read_out, query, acc=gradient * factor(whole), input_precision=PRECISION)
+        if ERASE:
+            pairs = pairs_.load([chunk * C, 0])  # [i, j]
+        else:
+            pairs = product(query, tl.trans(key), PRECISION) * scale
+            pairs *= pair_decay(read[:, None], G[None, :], i[:, None], i[None, :], READ_BEFORE)
+        y = tl.dot(out, pairs.to(operand), acc=y, input_precision=PRECISION)
+        if ERASE:
+            if WEIGHTED:  # dweight below divides by the weight
+                b = tl.where(tl.abs(b) < LEAST_WEIGHT, LEAST_WEIGHT, b)
+            y = product((y * b[None, :]).to(operand), systems.load([chunk * C, 0]), PRECISION)
+            gradient = tl.dot((y * -factor(look)[None, :]).to(operand), key, acc=gradient, input_precision=PRECISION)
+        if WEIGHTED and not LOCAL:
+            dw = tl.sum(y * tl.trans(e).to(tl.float32), 0)
+            if ERASE:
+                dw /= b
+        if not ERASE:
+            y *= b[None, :]
+        if not LOCAL:
+            dvs.store([chunk * C, tile * BV], tl.trans(y.to(operand)))
+            if WEIGHTED:
+                tl.store(dweight + ((tile * tokens + token) * HV + head) + i * HV, dw, mask=valid)
+
+    if LOCAL:
+        store_state(first_gradient + place * DK * DV, gradient, keys, values, DK, DV)
+    elif segment == 0:
+        store_state(first_gradient + (n * HV + head).to(tl.int64) * DK * DV, gradient, keys, values, DK, DV)

@@ -1,0 +1,159 @@
+"""Device functions that every plan shares: where a program's tokens lie, tiles in and out, decays inside a chunk."""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LEAST_LOG_DECAY = tl.constexpr(-110.0)  # exp of it is zero in float32; keeps -inf - (-inf) out of the differences
+
+
+@triton.jit
+def sequence(cu_seqlens, n, T, PACKED: tl.constexpr):
+    """First token (int64) and length of sequence n."""
+    if PACKED:
+        first = tl.load(cu_seqlens + n).to(tl.int64)
+        return first, (tl.load(cu_seqlens + n + 1) - first).to(tl.int32)
+    else:
+        return n.to(tl.int64) * T, T
+
+
+@triton.jit
+def first_slot(cu_seqlens, n, T, L: tl.constexpr, PACKED: tl.constexpr):
+    """Where the blocks of L tokens of sequence n begin among those of all sequences.
+
+    floor(first / L) + n leaves room for every ceil(length / L) before it, so nobody has to count blocks on the host.
+    """
+    if PACKED:
+        return tl.load(cu_seqlens + n).to(tl.int32) // L + n
+    else:
+        return n * tl.cdiv(T, L)
+
+
+@triton.jit
+def locate(cu_seqlens, slot, N, T, L: tl.constexpr, PACKED: tl.constexpr):
+    """The sequence a slot belongs to, and the block's place in it (it may lie behind the sequence's end)."""
+    if PACKED:
+        low = 0
+        high = N
+        while high - low > 1:
+            middle = (low + high) // 2
+            if tl.load(cu_seqlens + middle).to(tl.int32) // L + middle <= slot:
+                low = middle
+            else:
+                high = middle
+        return low, slot - first_slot(cu_seqlens, low, T, L, PACKED)
+    else:
+        blocks = tl.cdiv(T, L)
+        return slot // blocks, slot % blocks
+
+
+@triton.jit
+def tokens_of(base, first, head, length, HEADS: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A head of one sequence of [tokens, HEADS, D] as a matrix, moved in tiles of [ROWS, COLUMNS]; zero outside of it."""
+    return tl.make_tensor_descriptor(
+        base + (first * HEADS + head) * D, shape=[length, D], strides=[HEADS * D, 1], block_shape=[ROWS, COLUMNS]
+    )
+
+
+@triton.jit
+def load_rows(base, token, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl.constexpr):
+    """[C, BLOCK]: the tokens from `token` (int64) on of a matrix of D channels; zero where not valid and behind the last channel."""
+    pointers = base + token * stride + i[:, None] * stride + columns[None, :]
+    if BLOCK == D:
+        return tl.load(pointers, mask=valid[:, None], other=0.0)
+    else:
+        return tl.load(pointers, mask=valid[:, None] & (columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_pairs(base, token, head, x, i, valid, HEADS: tl.constexpr, C: tl.constexpr):
+    """Write [C, C] as the rows of C tokens of [tokens, HEADS, C]."""
+    pointers = base + (token * HEADS + head) * C + i[:, None] * (HEADS * C) + i[None, :]
+    tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None])
+
+
+@triton.jit
+def load_state(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
+    """The transpose of a [dk, dv] state, [values, keys] in float32."""
+    mask = (values < DV)[:, None] & (keys < DK)[None, :]
+    return tl.load(base + keys[None, :] * DV + values[:, None], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_state(base, state, keys, values, DK: tl.constexpr, DV: tl.constexpr):
+    """The inverse of `load_state`."""
+    mask = (values < DV)[:, None] & (keys < DK)[None, :]
+    tl.store(base + keys[None, :] * DV + values[:, None], state.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_numbers(base, head, token, i, valid, stride, other, NUMBERS: tl.constexpr):
+    """One number a token, [C] in float32; `other` where not valid, and everywhere when there are none."""
+    if NUMBERS:
+        return tl.load(base + head + token * stride + i * stride, mask=valid, other=other).to(tl.float32)
+    else:
+        return tl.zeros_like(i).to(tl.float32) + other
+
+
+@triton.jit
+def load_decays(base, head, token, i, remaining, C: tl.constexpr, stride, GATED: tl.constexpr):
+    """The summed log2 decays of a chunk: up to and with each token, before it, and of the whole chunk of `remaining` tokens."""
+    if GATED:
+        here = base + token * stride + head
+        count = tl.minimum(remaining, C)
+        whole = tl.load(here + (count - 1) * stride)
+        inclusive = tl.load(here + i * stride, mask=i < count, other=0.0)
+        before = tl.load(here + (i - 1) * stride, mask=(i > 0) & (i < count), other=0.0)
+        inside = i < count
+        return tl.where(inside, inclusive, whole), tl.where(inside, before, whole), whole
+    else:
+        zero = tl.zeros_like(i).to(tl.float32)
+        return zero, zero, tl.sum(zero, 0)
+
+
+@triton.jit
+def states_of(base, count, DK: tl.constexpr, DV: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """`count` states [dk, dv] one after another, moved in tiles of [1, ROWS, COLUMNS]."""
+    return tl.make_tensor_descriptor(base, shape=[count, DK, DV], strides=[DK * DV, DV, 1], block_shape=[1, ROWS, COLUMNS])
+
+
+@triton.jit
+def load_block(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
+    """A tile of a [dk, dv] state as it lies: [keys, values]."""
+    return tl.load(base + keys[:, None] * DV + values[None, :], mask=(keys < DK)[:, None] & (values < DV)[None, :], other=0.0)
+
+
+@triton.jit
+def cumulate(log_decay, WIDE: tl.constexpr):
+    """Natural log decays of a chunk -> their inclusive sum, their exclusive sum and the total, in log2 units.
+
+    WIDE: in float64, because a sum in the thousands leaves float32 three digits for what comes after it.
+    """
+    x = tl.maximum(log_decay, LEAST_LOG_DECAY)
+    if WIDE:
+        x = x.to(tl.float64)
+    x = x * LOG2E
+    inclusive = tl.cumsum(x, 0)
+    return inclusive, inclusive - x, tl.sum(x, 0)
+
+
+@triton.jit
+def factor(exponent):
+    """2^exponent in float32; exponents are never positive."""
+    return tl.exp2(exponent.to(tl.float32))
+
+
+@triton.jit
+def pair_decay(later, earlier, i, j, STRICT: tl.constexpr):
+    """What is left at row i of what row j wrote, 0 where i < j (STRICT: i <= j). later, i or earlier, j come broadcast."""
+    if STRICT:
+        allowed = i > j
+    else:
+        allowed = i >= j
+    return factor(tl.where(allowed, later - earlier, float("-inf")))
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a @ b accumulated in float32."""
+    return tl.dot(a, b, input_precision=PRECISION)
