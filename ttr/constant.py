@@ -7,6 +7,7 @@ from functools import cache, wraps
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 R = TypeVar("R")
 
@@ -16,7 +17,8 @@ def constant(fn: Callable[..., R]) -> Callable[..., R]:
 
     @cache
     def cached(*args):
-        with torch.inference_mode(False):  # derivatives taken inside inference mode are zeros on torch 2.11
+        # for real, also while torch.export or a fake mode looks on; derivatives inside inference mode are zeros on torch 2.11
+        with _disable_current_modes(), torch.inference_mode(False):
             return fn(*args)
 
     @wraps(fn)

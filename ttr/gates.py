@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from .constant import constant
 from .piece import Piece
@@ -144,9 +143,8 @@ def constant_decay(
     gate: Gate, n_heads: int, device: torch.device, dtype: torch.dtype = torch.float32, layer_idx: int = 0, n_layers: int = 1
 ) -> Tensor | None:
     """[Hv] of a gate without signals and params, brought to the device once."""
-    with _disable_current_modes():  # worked out for real, also while torch.export or a fake mode looks on
-        decay = gate.log_decay({}, n_heads=n_heads, layer_idx=layer_idx, n_layers=n_layers, params={})
-        return None if decay is None else decay.to(device, dtype)
+    decay = gate.log_decay({}, n_heads=n_heads, layer_idx=layer_idx, n_layers=n_layers, params={})
+    return None if decay is None else decay.to(device, dtype)
 
 
 def check_log_decay(s: Signal) -> None:

@@ -137,7 +137,8 @@ def evaluate(
     if gradients:
         # every output counts with its own weight, so that no error can cancel
         floats = [t for t in out.values() if t.is_floating_point()]
-        weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view_as(t) for t in floats]
+        # made in float64: in float16 linspace counts past its largest number
+        weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64, device=t.device).view_as(t).to(t.dtype) for t in floats]
         loss = torch.stack([(t * w).sum().double() for t, w in zip(floats, weights, strict=True)]).sum()
         got = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         out |= {f"d {name}": torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, got, strict=True)}

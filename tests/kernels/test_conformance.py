@@ -9,9 +9,9 @@ import random
 
 import pytest
 import torch
-from kernels.largest import Largest
 
 import ttr
+from kernels.largest import Largest
 from ttr import testing
 
 GATES = {

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kernels.largest import Largest
 
 import ttr
+from kernels.largest import Largest
 from ttr import testing
 
 BARE = {"q": [], "k": [], "v": [], "output": []}

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import ttr
@@ -79,6 +80,19 @@ def test_opcheck(spec, T, save, packed):
         assert saved[-1].numel() == (2 * D * D if spec is GATED else 2) * split or not split, "257 tokens of one head are split in two"
         backward = (o, last, *arguments[:7], saved, *arguments[7:11], True)
         torch.library.opcheck(torch.ops.ttr.scalar_gate_backward.default, backward, test_utils=checks)
+
+
+def test_fake_kernels_of_a_gpu_need_none():
+    """What torch.compile sees on a GPU machine, here without one: bf16, many heads, nothing to be cut."""
+    with FakeTensorMode():
+        q, v = (torch.empty(8, 2048, H, 128, dtype=torch.bfloat16, device="cuda") for H in (16, 32))
+        step = torch.empty(8, 2048, 32, device="cuda")
+        o, state = ttr.regress(q, q, v, "gated_deltanet", step=step, log_decay=step)
+        assert o.shape == v.shape and o.device == v.device and o.dtype == v.dtype and state.weights["W"].shape == (8, 32, 128, 128)
+        o, _, saved = torch.ops.ttr.scalar_gate_forward.default(q, q, v, step, step, None, None, 1.0, True, False, False, True)
+        assert saved[-1].numel() == 0 and saved[0].shape[:2] == (8 * 2048, 32)
+        got = torch.ops.ttr.scalar_gate_backward.default(o, None, q, q, v, step, step, None, None, saved, 1.0, True, False, False, True)
+        assert [x.shape for x in got] == [x.shape for x in (q, q, v, step, step)]
 
 
 def test_nothing_is_kept_where_nothing_requires_a_gradient(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,10 @@ class ScalarGate(torch.autograd.Function):
         dweight = None if weight is None else next(got)
         dinitial = None if initial is None else next(got)
         return dq, dk, dv, dlog_decay, dweight, dinitial, None, None, None, None, None
+
+
+# torch asks for it at every call
+ScalarGate.forward.__signature__ = inspect.signature(ScalarGate.forward)  # type: ignore[attr-defined]
 
 
 class Backward(torch.autograd.Function):

@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache
 from importlib import resources
 from math import log2
@@ -134,9 +134,11 @@ def write_table(archs: Mapping[str, Arch], file: Path) -> None:
 
 @cache
 def arch_of(device: torch.device) -> str:
-    """sm_90, ..., of a CUDA device."""
+    """sm_90, ..., of a CUDA device; of a fake one, without a GPU, the table's best known."""
     if device.type != "cuda":
         return INTERPRETER
+    if not torch.cuda.is_available():
+        return "sm_90"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
@@ -173,6 +175,11 @@ def forget() -> None:
     """Read the tables again: `ttr.tune` has written one."""
     for cached in (table, nearest_arch, config_for, _choose_for_numbers):
         cached.cache_clear()
+
+
+@cache
+def checkpoint_every_chunk(config: Config) -> Config:
+    return replace(config, every=1)
 
 
 class Choice(NamedTuple):
@@ -212,14 +219,14 @@ def _programs(config: Config, heads: int, dv: int) -> int:
 def segments(chunk: int, processors: int, programs: int, T: int) -> int:
     """Into how many pieces a sequence is cut inside the GPU: a power of two, and 1 where its programs alone fill it.
 
-    With 0.7 programs a multiprocessor nothing is cut; with fewer, there are as many pieces as make two programs a
+    With 0.7 programs a multiprocessor nothing is cut; with fewer, there are as many pieces as make about two programs a
     multiprocessor, none shorter than LEAST_CHUNKS chunks. Made of //, * and min alone: where programs or T are symbols, a
     comparison would compile anew for every answer.
     """
     chunks = (T + chunk - 1) // chunk
     pieces: Any = 1
     for n in DOUBLINGS:  # from n pieces to 2 n
-        few = _fewer(programs, min(7 * processors // 10, 2 * processors // n))
+        few = _fewer(programs, min(7 * processors // 10, 7 * processors // (4 * n)))
         pieces = pieces + n * few * torch.sym_min(1, chunks // (2 * n * LEAST_CHUNKS))
     return pieces
 

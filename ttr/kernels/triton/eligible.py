@@ -126,7 +126,7 @@ def why_not_machine(device: str, capability: tuple[int, int] | None) -> str | No
 
 @constant
 def capability_of(device: torch.device) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
 
 @cache

@@ -19,7 +19,7 @@ def kernel(numbers: str) -> Callable:
     """Decorator: a triton kernel whose run-time numbers (their names, apart by blanks) never make another compilation."""
 
     def make(fn: Callable) -> Kernel:
-        return Kernel(triton.jit(fn, do_not_specialize=numbers.split()))
+        return Kernel(triton.jit(do_not_specialize=numbers.split())(fn))
 
     return make
 
@@ -46,12 +46,23 @@ class Kernel:
                 self.compiled[key] = compiled, tuple(constants[name] for name in self.fn.arg_names[len(arguments) :])
             return
         compiled, rest = known
-        compiled[(*grid, 1, 1)[:3]](*arguments, *rest)
+        x, y, z = (*grid, 1, 1)[:3]
+        stream = torch._C._cuda_getCurrentRawStream(key[0])
+        compiled.run(x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments, *rest)
+
+
+_scratch: dict[tuple[int, int], Tensor] = {}  # (device, stream) -> where its launches keep their tensor descriptors
 
 
 def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Where a launch keeps its tensor descriptors."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
+    """What a launch needs for its tensor descriptors; one piece serves all launches of a stream, which come one after another."""
+    if torch.cuda.is_current_stream_capturing():  # a graph may be replayed beside anything
+        return torch.empty(size, dtype=torch.int8, device="cuda")
+    key = torch.cuda.current_device(), stream or 0
+    kept = _scratch.get(key)
+    if kept is None or kept.numel() < size:
+        _scratch[key] = kept = torch.empty(size, dtype=torch.int8, device="cuda")
+    return kept
 
 
 def prepare() -> None:

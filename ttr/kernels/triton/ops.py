@@ -40,15 +40,17 @@ def _rule(erase: bool, look_before: bool, read_before: bool):
     return Rule(erase, look_before, read_before)
 
 
-def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool) -> configs.Choice:
+def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool, before: bool) -> configs.Choice:
     """Heads and channels are numbers, N and T may be symbols."""
     Hv, dv = index(v.shape[2]), index(v.shape[3])
     n = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1])
+    choice = configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1])
+    # who reads before the first decay of a chunk reads all of the state: too much to follow back by differences
+    return choice._replace(config=configs.checkpoint_every_chunk(choice.config)) if before else choice
 
 
-def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool) -> Saved:
-    config, _, room = _choose(q, v, cu_seqlens, erase)
+def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool) -> Saved:
+    config, _, room = _choose(q, v, cu_seqlens, erase, before)
     gated, packed = log_decay is not None, cu_seqlens is not None
     return saved_shapes(sizes_of(q, v, cu_seqlens), v, config, room, erase=erase, gated=gated, packed=packed)
 
@@ -64,12 +66,14 @@ def _ready(*tensors: Tensor | None) -> list[Any]:
 def _forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
     from .scalar_gate import run
 
-    config, segments, room = _choose(q, v, cu_seqlens, erase)
+    config, segments, room = _choose(q, v, cu_seqlens, erase, look_before or read_before)
     q, k, v, log_decay, weight, initial, cu_seqlens = _ready(q, k, v, log_decay, weight, initial, cu_seqlens)
     rule = _rule(erase, look_before, read_before)
     o, last, *saved = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save)
     if save and room and segments == 1:  # uncut, but of a size of which longer sequences would be: their shapes, unused
-        saved[-2:] = (v.new_empty(shape, dtype=dtype) for shape, dtype in _saved(q, v, log_decay, cu_seqlens, erase)[-2:])
+        saved[-2:] = (
+            v.new_empty(shape, dtype=dtype) for shape, dtype in _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before)[-2:]
+        )
     return o, last, saved if save else []
 
 
@@ -78,7 +82,7 @@ def _backward(
 ):  # fmt: skip
     from .scalar_gate import run
 
-    config, segments, _ = _choose(q, v, cu_seqlens, erase)
+    config, segments, _ = _choose(q, v, cu_seqlens, erase, look_before or read_before)
     tensors = _ready(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *saved)
     rest: Any = (scale, _rule(erase, look_before, read_before), config, segments, learned)
     dq, dk, dv, dlog_decay, dweight, dinitial = run.backward(*tensors, *rest)
@@ -87,6 +91,16 @@ def _backward(
     if dweight is not None and weight.ndim == 1:
         dweight = dweight.sum((0, 1))
     return [x for x in (dq, dk, dv, dlog_decay, dweight, dinitial) if x is not None]
+
+
+def _on_its_device(kernel):
+    def call(q, *args):
+        if q.get_device() == torch.cuda.current_device():
+            return kernel(q, *args)
+        with torch.cuda.device(q.get_device()):
+            return kernel(q, *args)
+
+    return call
 
 
 def _on_cpu(kernel):
@@ -105,7 +119,11 @@ def _fake_forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase,
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     if not save:
         return o, last, []
-    return o, last, [v.new_empty(shape, dtype=dtype) for shape, dtype in _saved(q, v, log_decay, cu_seqlens, erase)]
+    return (
+        o,
+        last,
+        [v.new_empty(shape, dtype=dtype) for shape, dtype in _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before)],
+    )
 
 
 def _fake_backward(
@@ -119,6 +137,6 @@ for _name, _kernel, _fake in (
     ("scalar_gate_forward", _forward, _fake_forward),
     ("scalar_gate_backward", _backward, _fake_backward),
 ):
-    library.impl(_name, _kernel, "CUDA")
+    library.impl(_name, _on_its_device(_kernel), "CUDA")
     library.impl(_name, _on_cpu(_kernel), "CPU")
     torch.library.register_fake(f"ttr::{_name}", _fake, lib=library)

@@ -124,20 +124,6 @@ def load_block(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
 
 
 @triton.jit
-def cumulate(log_decay, WIDE: tl.constexpr):
-    """Natural log decays of a chunk -> their inclusive sum, their exclusive sum and the total, in log2 units.
-
-    WIDE: in float64, because a sum in the thousands leaves float32 three digits for what comes after it.
-    """
-    x = tl.maximum(log_decay, LEAST_LOG_DECAY)
-    if WIDE:
-        x = x.to(tl.float64)
-    x = x * LOG2E
-    inclusive = tl.cumsum(x, 0)
-    return inclusive, inclusive - x, tl.sum(x, 0)
-
-
-@triton.jit
 def factor(exponent):
     """2^exponent in float32; exponents are never positive."""
     return tl.exp2(exponent.to(tl.float32))

@@ -1,14 +1,16 @@
 """Log decays summed inside every chunk, and back: the gradient of the log decay from what flows past it."""
 
+import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import first_slot, load_block, locate, sequence
+from ..tiles import LEAST_LOG_DECAY, LOG2E, load_block, locate, sequence
 
 
 @kernel("N T decay_stride")
 def cumulate_kernel(
-    log_decay, decays, cu_seqlens, N, T, decay_stride, HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr
+    log_decay, decays, cu_seqlens, N, T, decay_stride,
+    HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """decays: [tokens, Hv], the log2 of what is left of a chunk's start after each token. One chunk a program."""
     n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED)
@@ -18,62 +20,78 @@ def cumulate_kernel(
     valid = (chunk * C + i < length)[:, None] & (heads < HV)[None, :]
     token = first + chunk * C
     x = tl.load(log_decay + token * decay_stride + i[:, None] * decay_stride + heads[None, :], mask=valid, other=0.0)
-    x = tl.maximum(x.to(tl.float32), -110.0)
+    x = tl.maximum(x.to(tl.float32), LEAST_LOG_DECAY)
     if WIDE:
         x = x.to(tl.float64)
-    tl.store(decays + (token + i[:, None]) * HV + heads[None, :], tl.cumsum(x * 1.4426950408889634, 0), mask=valid)
+    tl.store(decays + (token + i[:, None]) * HV + heads[None, :], tl.cumsum(x * LOG2E, 0), mask=valid)
 
 
-@kernel("N T tokens slots")
+@triton.jit
+def sum_of_tiles(base, tokens, at, valid, HV: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """[C, heads] of [tiles, tokens, Hv], tiles FIRST..LAST - 1 summed."""
+    total = tl.load(base + (FIRST * tokens) * HV + at, mask=valid, other=0.0)
+    for tile in tl.static_range(FIRST + 1, LAST):
+        total += tl.load(base + (tile * tokens) * HV + at, mask=valid, other=0.0)
+    return total
+
+
+@kernel("N T tokens")
 def decay_gradient_kernel(
-    rows, columns, leaving, entering, carried, dlog_decay, cu_seqlens, N, T, tokens, slots,
+    within, entering, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, tokens,
     HV: tl.constexpr, TILES: tl.constexpr, KINDS: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr,
-    LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr,
+    STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """dlog_decay_t = what is read from token t on (after its own decay) of what was written before it. One chunk a program.
+    """dlog_decay_t = what is read from token t on (after its own decay) of what was written before it. A block a program.
 
-    Inside the chunk: reads (rows) less what they took from the chunk itself (columns). From the chunk to later ones:
-    leaving. Past the whole chunk: carried, known for the last chunk in EVERY and from there followed back, chunk by chunk,
-    by what enters and leaves. KINDS: 1, or 2 with looks behind the reads.
+    Inside a chunk: within. From earlier chunks into it: entering (KINDS: 1, or 2 with looks behind the reads); out of it:
+    leaving. Past it as a whole: carried, known for the last chunk of every block and followed back from there, chunk by
+    chunk, by what enters and leaves. The walk must end at what the block before it knows (at_start: [N, Hv], <S, D> of the
+    initial state); what it misses by is rounding, and is spread over its steps.
     """
     slot = tl.program_id(0)
-    n, chunk = locate(cu_seqlens, slot, N, T, C, PACKED)
+    n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED)
     first, length = sequence(cu_seqlens, n, T, PACKED)
     chunks = tl.cdiv(length, C)
-    if chunk >= chunks:
+    begin = block * EVERY
+    if begin >= chunks:
         return
+    end = tl.minimum(begin + EVERY, chunks)
     heads = tl.program_id(1) * BH + tl.arange(0, BH)
     i = tl.arange(0, C)
     inside = heads < HV
-    valid = inside[None, :] & (chunk * C + i < length)[:, None]
-    block = first_slot(cu_seqlens, n, T, C * EVERY, PACKED) + chunk // EVERY
-    past = tl.load(carried + block.to(tl.int64) * HV + heads, mask=inside, other=0.0)
-    away = tl.zeros([C, BH], tl.float32)
-    after = tl.zeros([C, BH], tl.float32)  # counts from the token itself on
-    later = tl.zeros([C, BH], tl.float32)  # counts from the next token on
-    last = tl.minimum((chunk // EVERY + 1) * EVERY, chunks) - 1
-    for tile in range(TILES):
-        for c in range(chunk, last):  # whole chunks: the last of a block is never in here
-            gone = leaving + (tile * tokens + first + c * C + i[:, None]) * HV + heads[None, :]
-            past -= tl.sum(tl.load(gone, mask=inside[None, :] & (i < C)[:, None], other=0.0), 0)
-        at = (tile * tokens + first + chunk * C + i[:, None]) * HV + heads[None, :]
-        away += tl.load(leaving + at, mask=valid, other=0.0)
-    for kind in tl.static_range(KINDS):
-        for tile in range(kind * TILES, (kind + 1) * TILES):
-            for c in range(chunk, last):
-                entered = entering + (tile * slots + slot + c + 1 - chunk).to(tl.int64) * HV + heads
-                past += tl.load(entered, mask=inside, other=0.0)
-            at = (tile * tokens + first + chunk * C + i[:, None]) * HV + heads[None, :]
-            after -= tl.load(columns + at, mask=valid, other=0.0)
-            read = tl.load(rows + at, mask=valid, other=0.0)
-            if LOOK_BEFORE if kind == 1 else READ_BEFORE:
-                later += read
-            else:
-                after += read
-    dg = tl.cumsum(after, 0, reverse=True) + tl.cumsum(away, 0) - away + past[None, :]
-    if LOOK_BEFORE or READ_BEFORE:
-        dg += tl.cumsum(later, 0, reverse=True) - later
-    tl.store(dlog_decay + (first + chunk * C + i[:, None]) * HV + heads[None, :], dg, mask=valid)
+    past = tl.load(carried + slot.to(tl.int64) * HV + heads, mask=inside, other=0.0)
+    missed = past
+    if block > 0:
+        missed -= tl.load(carried + (slot - 1).to(tl.int64) * HV + heads, mask=inside, other=0.0)
+    elif STARTED:
+        missed -= tl.load(at_start + n * HV + heads, mask=inside, other=0.0)
+    for chunk in range(begin, end):
+        valid = (chunk * C + i < length)[:, None] & inside[None, :]
+        at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
+        missed += tl.sum(sum_of_tiles(entering, tokens, at, valid, HV, 0, KINDS * TILES), 0)
+        earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)  # the chunk before is whole
+        missed -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, 0, TILES), 0)
+    missed /= end - begin
+    for step in range(0, end - begin):
+        chunk = end - 1 - step
+        valid = (chunk * C + i < length)[:, None] & inside[None, :]
+        at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
+        reads = sum_of_tiles(entering, tokens, at, valid, HV, 0, TILES)
+        away = sum_of_tiles(leaving, tokens, at, valid, HV, 0, TILES)
+        dg = tl.load(within + at, mask=valid, other=0.0) + tl.cumsum(away, 0) - away + (past - missed * step)[None, :]
+        dg += tl.cumsum(reads, 0, reverse=True)
+        if READ_BEFORE:
+            dg -= reads
+        past += tl.sum(reads, 0)
+        if KINDS == 2:
+            looks = sum_of_tiles(entering, tokens, at, valid, HV, TILES, 2 * TILES)
+            dg += tl.cumsum(looks, 0, reverse=True)
+            if LOOK_BEFORE:
+                dg -= looks
+            past += tl.sum(looks, 0)
+        tl.store(dlog_decay + at, dg, mask=valid)
+        earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)
+        past -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, 0, TILES), 0)
 
 
 @kernel("N T")

@@ -65,13 +65,11 @@ def forward_kernel(
     keys = tl.arange(0, BK)
     values = tile * BV + tl.arange(0, BV)
     i = tl.arange(0, C)
-    carried = values < DV
     state = tl.zeros([BV, BK], tl.float32)
     if LOCAL and ERASE:
         unit = tile - tl.cdiv(DV, BV)
         if unit >= 0:
             values = unit * BV + tl.arange(0, BV)
-            carried = values < 0
             state = tl.where(values[:, None] == keys[None, :], 1.0, 0.0)
     if STARTED:
         state = load_state(start + place * DK * DV, keys, values, DK, DV)

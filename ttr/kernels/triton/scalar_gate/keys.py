@@ -1,6 +1,6 @@
 """The gradient of k as it writes: a scan from the last chunk to the first, a tile of key channels of D at a time.
 
-    dK = U D^T + (dO U^T * decay)^T Q,     D <- decay D + (decay Q)^T dO - (decay K)^T dV
+dK = U D^T + (dO U^T * decay)^T Q,     D <- decay D + (decay Q)^T dO - (decay K)^T dV
 """
 
 import triton.language as tl
@@ -11,7 +11,7 @@ from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, pr
 
 @kernel("tokens T scale segments segment_chunks weight_stride")
 def keys_kernel(
-    q, k, error, dv, do, reads, own, decays, weight, end_gradient, dk, leaving, columns, cu_seqlens,
+    q, k, error, dv, do, reads, own, decays, weight, end_gradient, dk, leaving, cu_seqlens,
     tokens, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr, STARTED: tl.constexpr,
@@ -22,7 +22,7 @@ def keys_kernel(
     to what `readers` left there.
 
     STAGES: also for the loads that no product takes, or None to leave those alone.
-    LEARNED: also what every write gives to later chunks (leaving) and to reads in its own (columns), a partial sum per tile.
+    LEARNED: also what every write gives to later chunks: leaving, a partial sum per tile.
     """
     tile = tl.program_id(0)
     n = tl.program_id(1) // HV
@@ -64,12 +64,9 @@ def keys_kernel(
             key = load_rows(k + head // (HV // H) * DK, token, i, valid, channels, H * DK, DK, BK)
         x = product(e, gradient.to(operand), PRECISION) * (b * factor(whole - G))[:, None]
         if LEARNED:
-            at = (tile * tokens + token) * HV + head + i * HV
             away = tl.sum(x * key.to(tl.float32), 1)
-            tl.store(leaving + at, away, mask=valid)
+            tl.store(leaving + (tile * tokens + token) * HV + head + i * HV, away, mask=valid)
         x = tl.dot(tl.trans(pairs.load([chunk * C, 0])), query, acc=x, input_precision=PRECISION)
-        if LEARNED:
-            tl.store(columns + at, tl.sum(x * key.to(tl.float32), 1) - away, mask=valid)
         if not READ_BEFORE:
             x += tl.load(own + (token + i) * HV + head, mask=valid, other=0.0)[:, None] * query.to(tl.float32)
         write = (query.to(tl.float32) * (factor(read) * scale)[:, None]).to(operand)

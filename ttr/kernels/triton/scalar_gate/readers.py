@@ -9,13 +9,13 @@ is the same S, here a tile of key channels, [dv, keys]:
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, first_slot, load_decays, load_numbers, load_rows, load_state, product, sequence, tokens_of
+from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, sequence, tokens_of
 
 
-@kernel("tokens slots T scale segments segment_chunks weight_stride")
+@kernel("tokens T scale segments segment_chunks weight_stride")
 def readers_kernel(
-    reader, k, error, out_gradient, chunk_pairs, own, decays, weight, start, dreader, rows, columns, entering, cu_seqlens,
-    tokens, slots, T, scale, segments, segment_chunks, weight_stride,
+    reader, k, error, out_gradient, chunk_pairs, own, decays, weight, start, dreader, entering, cu_seqlens,
+    tokens, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     LOOK: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
     STARTED: tl.constexpr, BEFORE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
@@ -24,9 +24,8 @@ def readers_kernel(
     dreader: [tokens, Hv, dk]. BEFORE: reads know no decay of their own token.
 
     LOOK: the readers are keys. Then dreader also takes what the pairs inside a chunk give to the keys as writers.
-    LEARNED: also what the gradient of the log decay is made of, a partial sum per tile, LOOK behind the others (see
-    `decays.py`): rows, what each token reads; columns, what it gives to looks in its chunk; entering, what a chunk reads of
-    earlier ones.
+    LEARNED: also what every token reads of earlier chunks, for the gradient of the log decay: entering, a partial sum per
+    tile, those of LOOK behind the others.
     """
     tile = tl.program_id(0)
     n = tl.program_id(1) // HV
@@ -47,7 +46,6 @@ def readers_kernel(
     if STARTED:
         place = (n.to(tl.int64) * segments + segment) * HV + head
         state = load_state(start + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
-    slot = first_slot(cu_seqlens, n, T, C, PACKED)
     for chunk in range(begin, end):
         token = first + chunk * C
         valid = chunk * C + i < length
@@ -62,19 +60,12 @@ def readers_kernel(
             partner = load_rows(reader + head // (HV // H) * DK, token, i, valid, tile * BK + tl.arange(0, BK), H * DK, DK, BK)
         x = product(out, state.to(operand), PRECISION) * (factor(read) * scale)[:, None]
         if LEARNED:
-            partner = key.to(tl.float32) if LOOK else partner.to(tl.float32)
-            entries = tl.sum(tl.sum(x * partner, 1), 0)
+            partner = (key if LOOK else partner).to(tl.float32)
+            tl.store(entering + (kind * tokens + token) * HV + head + i * HV, tl.sum(x * partner, 1), mask=valid)
         between = pairs.load([chunk * C, 0])  # [i, j]
         x = tl.dot(between, key, acc=x, input_precision=PRECISION)
-        if LEARNED:
-            at = (kind * tokens + token) * HV + head + i * HV
-            read_here = tl.sum(x * partner, 1)
-            tl.store(rows + at, read_here, mask=valid)
-            tl.store(entering + (kind * slots + slot + chunk).to(tl.int64) * HV + head, entries)
         if LOOK:
             x = tl.dot(tl.trans(between), key, acc=x, input_precision=PRECISION)
-            if LEARNED:
-                tl.store(columns + at, tl.sum(x * partner, 1) - read_here, mask=valid)
         elif not BEFORE:
             x += tl.load(own + (token + i) * HV + head, mask=valid, other=0.0)[:, None] * key.to(tl.float32)
         dreaders.store([chunk * C, tile * BK], x.to(operand))

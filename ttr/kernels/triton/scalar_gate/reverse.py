@@ -29,7 +29,8 @@ def reverse_kernel(
     q, k, error, decays, weight, inverse, reads, do, end_gradient, dv, dweight, checkpoints, first_gradient, cu_seqlens,
     tokens, blocks, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
+    EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip

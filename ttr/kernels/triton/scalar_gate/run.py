@@ -47,7 +47,6 @@ class Plan:
             "H": s.H, "HV": s.HV, "DK": s.dk, "C": config.chunk, "GATED": log_decay is not None, "WEIGHTED": weight is not None,
             "PACKED": self.packed, "PRECISION": self.precision,
         }  # fmt: skip
-        self.pairs = {name: x for name, x in self.common.items() if name not in ("H", "DK")} | {"DV": s.dv}
         self.scan = {**self.common, "DV": s.dv}
         self.rule_flags = {"ERASE": rule.erase, "LOOK_BEFORE": rule.look_before, "READ_BEFORE": rule.read_before}
 
@@ -88,14 +87,17 @@ def forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale: float, rule:
     o, last = torch.empty_like(v), p.empty(s.N, s.HV, s.dk, s.dv)
     inverse, reads, error, checkpoints, starts, transfer = (
         q.new_empty(shape, dtype=dtype)
-        for shape, dtype in saved(s, v, config, segments if segments > 1 else 0, erase=rule.erase, gated=log_decay is not None, packed=p.packed, save=save)
+        for shape, dtype in saved(
+            s, v, config, segments if segments > 1 else 0, erase=rule.erase, gated=log_decay is not None, packed=p.packed, save=save
+        )
     )
     blocks = s.slots(config.chunk * config.every, p.packed)
     if rule.erase:
         launch = config.inverse
         inverse_kernel[(s.slots(config.chunk, p.packed), s.H)](
             q, k, p.decays, weight, inverse, reads, cu_seqlens, s.N, s.T, scale, p.weight_stride,
-            BK=p.dk, LOOK_BEFORE=rule.look_before, READ_BEFORE=rule.read_before, **p.common, num_warps=launch.warps, num_stages=launch.stages,
+            BK=p.dk, LOOK_BEFORE=rule.look_before, READ_BEFORE=rule.read_before, **p.common,
+            num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
 
     def scan(start, last, transfer, local: bool) -> None:
@@ -156,9 +158,8 @@ def backward(
     launch, kinds = config.readers, 2 if rule.erase else 1
     tiles = ceil_div(s.dk, launch.tile)
     dq, dk = (q.new_empty(s.tokens, s.HV, s.dk) for _ in range(2))
-    rows, columns, leaving, entering, carried = (
-        p.empty(n, m, s.HV) if learned else None
-        for n, m in ((kinds * tiles, s.tokens), (kinds * tiles, s.tokens), (tiles, s.tokens), (kinds * tiles, slots), (1, blocks))
+    within, leaving, entering, carried = (
+        p.empty(n, m, s.HV) if learned else None for n, m in ((1, s.tokens), (tiles, s.tokens), (kinds * tiles, s.tokens), (1, blocks))
     )
     if learned:
         carried_kernel[(blocks, s.HV)](
@@ -169,21 +170,21 @@ def backward(
     reads, looks = p.empty(s.tokens, s.HV, C, dtype=q.dtype), p.empty(s.tokens, s.HV, C, dtype=q.dtype) if rule.erase else None
     own = None if rule.read_before else p.empty(s.tokens, s.HV)
     pairs_kernel[(slots, s.HV)](
-        error, do, dv, p.decays, weight, reads, looks, own, cu_seqlens, s.N, s.T, scale, p.weight_stride,
-        BV=p.dv, **p.pairs, **p.rule_flags, num_warps=launch.warps, num_stages=launch.stages,
+        q, k, error, do, dv, p.decays, weight, reads, looks, own, within, cu_seqlens, s.N, s.T, scale, p.weight_stride,
+        BK=p.dk, BV=p.dv, LEARNED=learned, **p.scan, **p.rule_flags, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     launch = config.readers
     readers = [(q, do, reads, dq, scale, rule.read_before)] + ([(k, dv, looks, dk, -1.0, rule.look_before)] if rule.erase else [])
     for look, (reader, out, pairs, dreader, factor, before) in enumerate(readers):
         readers_kernel[p.scan_grid(s.dk, launch.tile, segments)](
-            reader, k, error, out, pairs, own, p.decays, weight, start, dreader, rows, columns, entering, cu_seqlens,
-            s.tokens, slots, s.T, factor, segments, p.segment_chunks, p.weight_stride,
+            reader, k, error, out, pairs, own, p.decays, weight, start, dreader, entering, cu_seqlens,
+            s.tokens, s.T, factor, segments, p.segment_chunks, p.weight_stride,
             BK=launch.tile, BV=p.dv, STARTED=start is not None, LEARNED=learned, LOOK=bool(look), BEFORE=before,
             **p.scan, num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
     launch = config.keys
     keys_kernel[p.scan_grid(s.dk, launch.tile, segments)](
-        q, k, error, dv, do, reads, own, p.decays, weight, end, dk, leaving, columns, cu_seqlens,
+        q, k, error, dv, do, reads, own, p.decays, weight, end, dk, leaving, cu_seqlens,
         s.tokens, s.T, scale, segments, p.segment_chunks, p.weight_stride,
         BK=launch.tile, BV=p.dv, STARTED=end is not None, LEARNED=learned,
         **p.scan, **p.rule_flags, STAGES=launch.stages if rule.erase else None,
@@ -193,10 +194,11 @@ def backward(
     dlog_decay = None
     if learned:
         dlog_decay, BH = p.empty(*per_token), min(16, power_of_two(s.HV))
-        decay_gradient_kernel[(slots, ceil_div(s.HV, BH))](
-            rows, columns, leaving, entering, carried, dlog_decay, cu_seqlens, s.N, s.T, s.tokens, slots,
-            HV=s.HV, TILES=tiles, KINDS=kinds, BH=BH, C=config.chunk, EVERY=config.every, LOOK_BEFORE=rule.look_before and rule.erase,
-            READ_BEFORE=rule.read_before, PACKED=p.packed, num_warps=4,
+        at_start = None if initial is None else (initial * first).sum((2, 3))
+        decay_gradient_kernel[(blocks, ceil_div(s.HV, BH))](
+            within, entering, leaving, carried, at_start, dlog_decay, cu_seqlens, s.N, s.T, s.tokens,
+            HV=s.HV, TILES=tiles, KINDS=kinds, BH=BH, C=config.chunk, EVERY=config.every, STARTED=initial is not None,
+            LOOK_BEFORE=rule.look_before, READ_BEFORE=rule.read_before, PACKED=p.packed, num_warps=4,
         )  # fmt: skip
     if dweight is not None:
         dweight = dweight.sum(0).view(per_token)
