@@ -29,9 +29,10 @@ def cumulate_kernel(
 @triton.jit
 def sum_of_tiles(base, tokens, at, valid, HV: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
     """[C, heads] of [tiles, tokens, Hv], tiles FIRST..LAST - 1 summed."""
-    total = tl.load(base + (FIRST * tokens) * HV + at, mask=valid, other=0.0)
+    between = tokens.to(tl.int64) * HV
+    total = tl.load(base + FIRST * between + at, mask=valid, other=0.0)
     for tile in tl.static_range(FIRST + 1, LAST):
-        total += tl.load(base + (tile * tokens) * HV + at, mask=valid, other=0.0)
+        total += tl.load(base + tile * between + at, mask=valid, other=0.0)
     return total
 
 

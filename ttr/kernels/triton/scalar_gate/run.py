@@ -29,6 +29,9 @@ class Rule:
     read_before: bool
 
 
+MOST_MEMORIES = 65535  # what CUDA takes along a grid's second axis
+
+
 class Plan:
     """What the launches of one call have in common."""
 
@@ -36,6 +39,8 @@ class Plan:
         if q.is_cuda:
             prepare()
         self.sizes = s = sizes_of(q, v, cu_seqlens)
+        if s.N * s.HV > MOST_MEMORIES:
+            raise ValueError(f"path='triton': {s.N} sequences x {s.HV} value heads; a launch takes {MOST_MEMORIES}: split the batch")
         self.config, self.rule, self.segments = config, rule, segments
         self.q, self.cu_seqlens, self.packed = q, cu_seqlens, cu_seqlens is not None
         self.precision = "tf32x3" if q.dtype == torch.float32 else "tf32"
