@@ -18,6 +18,22 @@ def sequence(cu_seqlens, n, T, PACKED: tl.constexpr):
 
 
 @triton.jit
+def scanned(cu_seqlens, T, segment, segments, segment_chunks, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
+    """What a scan's program goes over; its grid is (tiles, sequences x value heads, segments).
+
+    The sequence and the head; the sequence's first token, length and chunks; the segment's first chunk and the one behind
+    its last; the segment's place among all states.
+    """
+    n = tl.program_id(1) // HV
+    head = tl.program_id(1) % HV
+    first, length = sequence(cu_seqlens, n, T, PACKED)
+    chunks = tl.cdiv(length, C)
+    begin = segment * segment_chunks
+    end = tl.minimum(begin + segment_chunks, chunks)
+    return n, head, first, length, chunks, begin, end, (n.to(tl.int64) * segments + segment) * HV + head
+
+
+@triton.jit
 def first_slot(cu_seqlens, n, T, L: tl.constexpr, PACKED: tl.constexpr):
     """Where the blocks of L tokens of sequence n begin among those of all sequences.
 

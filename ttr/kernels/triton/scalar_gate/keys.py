@@ -6,7 +6,7 @@ dK = U D^T + (dO U^T * decay)^T Q,     D <- decay D + (decay Q)^T dO - (decay K)
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, sequence, tokens_of
+from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, scanned, tokens_of
 
 
 @kernel("tokens T scale segments segment_chunks weight_stride")
@@ -25,13 +25,8 @@ def keys_kernel(
     LEARNED: also what every write gives to later chunks: leaving, a partial sum per tile.
     """
     tile = tl.program_id(0)
-    n = tl.program_id(1) // HV
-    head = tl.program_id(1) % HV
     segment = tl.program_id(2)
-    first, length = sequence(cu_seqlens, n, T, PACKED)
-    chunks = tl.cdiv(length, C)
-    begin = segment * segment_chunks
-    end = tl.minimum(begin + segment_chunks, chunks)
+    _n, head, first, length, _chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)
@@ -43,7 +38,6 @@ def keys_kernel(
     i = tl.arange(0, C)
     gradient = tl.zeros([BV, BK], tl.float32)
     if STARTED:
-        place = (n.to(tl.int64) * segments + segment) * HV + head
         gradient = load_state(end_gradient + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
     for step in tl.range(0, end - begin, num_stages=STAGES):
         chunk = end - 1 - step

@@ -9,7 +9,7 @@ is the same S, here a tile of key channels, [dv, keys]:
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, sequence, tokens_of
+from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, scanned, tokens_of
 
 
 @kernel("tokens T scale segments segment_chunks weight_stride")
@@ -28,13 +28,8 @@ def readers_kernel(
     tile, those of LOOK behind the others.
     """
     tile = tl.program_id(0)
-    n = tl.program_id(1) // HV
-    head = tl.program_id(1) % HV
     segment = tl.program_id(2)
-    first, length = sequence(cu_seqlens, n, T, PACKED)
-    chunks = tl.cdiv(length, C)
-    begin = segment * segment_chunks
-    end = tl.minimum(begin + segment_chunks, chunks)
+    _n, head, first, length, _chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(out_gradient, first, head, length, HV, DV, C, BV)
     errors = tokens_of(error, first, head, length, HV, DV, C, BV)
@@ -44,7 +39,6 @@ def readers_kernel(
     i = tl.arange(0, C)
     state = tl.zeros([BV, BK], tl.float32)
     if STARTED:
-        place = (n.to(tl.int64) * segments + segment) * HV + head
         state = load_state(start + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
     for chunk in range(begin, end):
         token = first + chunk * C

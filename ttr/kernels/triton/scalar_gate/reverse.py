@@ -17,7 +17,7 @@ from ..tiles import (
     load_state,
     pair_decay,
     product,
-    sequence,
+    scanned,
     states_of,
     store_state,
     tokens_of,
@@ -40,17 +40,10 @@ def reverse_kernel(
     checkpoints: D behind the last of every EVERY chunks. LOCAL: from D = 0, nothing but `first_gradient` (of segments 1, 2, ...).
     """
     tile = tl.program_id(0)
-    n = tl.program_id(1) // HV
-    head = tl.program_id(1) % HV
     segment = tl.program_id(2)
     if LOCAL:
         segment += 1  # the first one is nobody's future
-    first, length = sequence(cu_seqlens, n, T, PACKED)
-    chunks = tl.cdiv(length, C)
-    begin = segment * segment_chunks
-    end = tl.minimum(begin + segment_chunks, chunks)
-    place = (n.to(tl.int64) * segments + segment) * HV + head
-
+    n, head, first, length, chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)

@@ -46,7 +46,7 @@ class Plan:
         self.precision = "tf32x3" if q.dtype == torch.float32 else "tf32"
         self.dk, self.dv = (max(16, power_of_two(d)) for d in (s.dk, s.dv))
         self.segment_chunks = ceil_div(ceil_div(s.T, config.chunk), segments)
-        self.weight, self.weight_stride = weight, 0 if weight is None or weight.ndim == 1 else s.HV
+        self.weight_stride = 0 if weight is None or weight.ndim == 1 else s.HV
         self.decays = None if log_decay is None else self.cumulate(log_decay)
         self.common = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "C": config.chunk, "GATED": log_decay is not None, "WEIGHTED": weight is not None,
