@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import gates, inner_optim, objectives, regressors, stages  # noqa: F401  (they fill the registries)
-from .constant import constant
+from .constant import Declaration, constant, remember
 from .gates import Gate, NoGate
 from .inner_optim import SGD, Delta, Optimizer, Plain, Solver
 from .objectives import L2, Dot
@@ -84,7 +83,7 @@ def default_streams(regressor: Regressor) -> dict[str, tuple[str, ...]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Spec(Declaration):
     """A test-time regression layer: regressor x objective x optimizer x gate x read, and the layer around them.
 
     Equivalent declarations make equal Specs (the name does not count). Raises SpecError for combinations without a
@@ -116,6 +115,12 @@ class Spec:
         if streams:
             object.__setattr__(self, "layer", replace(self.layer, **streams))
         self._check()
+        self._remember()
+
+    def _remember(self) -> None:
+        for declaration in (self, self.regressor, self.objective, self.optimizer, self.gate):
+            if declaration is not None:
+                remember(declaration)
 
     def __hash__(self) -> int:
         """Worked out once: every call of `ttr.regress` looks its declaration up."""
@@ -124,7 +129,11 @@ class Spec:
         return self.__dict__["_hash"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_hash"}  # strings hash anew in every process
+        return {name: value for name, value in super().__getstate__().items() if name != "_hash"}  # strings hash anew in every process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._remember()
 
     def _normalise(self) -> None:
         """Write what changes nothing one way, so that equivalent declarations are equal."""
@@ -293,14 +302,20 @@ def spec(source: str | Path | Mapping | Spec, **overrides: Any) -> Spec:
     """
     if isinstance(source, Spec) and not overrides:
         return source
-    if isinstance(source, str) and not overrides and source in presets():
-        return _preset(source)
+    if isinstance(source, str) and not overrides and _load(source):
+        return _presets[source]
     return _resolve(read(source, overrides))
 
 
-@cache
-def _preset(name: str) -> Spec:
-    return _resolve(read(name))
+_presets: dict[str, Spec] = {}
+
+
+@constant
+def _load(name: str) -> bool:
+    """Whether `name` is a preset; if so it is in _presets from now on, where torch.compile may look for it, too."""
+    if name in presets():
+        _presets[name] = _resolve(read(name))
+    return name in _presets
 
 
 def _resolve(body: Mapping[str, Any]) -> Spec:

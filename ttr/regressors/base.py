@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from ..piece import Piece
 from ..registry import REGRESSORS
 
 
-@dataclass(frozen=True)
-class Init:
+class Init(NamedTuple):  # which torch.compile can make, other than a frozen dataclass (torch 2.11)
     """How one tensor of a head begins: N(0, std^2) around `value`; learned tensors become parameters of the layer."""
 
     shape: tuple[int, ...]

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ttr.kernels.triton import configs
-from ttr.kernels.triton.scalar_gate import run
+from ttr.kernels.triton.scalar_gate import plan, run
 
 if __package__:
     from .ttgir import miscompiled_transposes
@@ -56,7 +56,7 @@ def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list
     def record(kernel, *args, grid, warmup, **kwargs):
         found.append((kernel, args, kwargs))
 
-    rule, segments, packed = run.Rule(key.erase, False, False), 2 if call == "segments" else 1, call == "packed"
+    rule, segments, packed = plan.Rule(key.erase, False, False), 2 if call == "segments" else 1, call == "packed"
     B, T, H = 1 if packed else 8, 4096, 16
     with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
         dtype = {2: torch.bfloat16, 4: torch.float32}[key.itemsize]
@@ -64,8 +64,8 @@ def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list
         v, numbers = torch.empty(B, T, H, key.dv, dtype=dtype), torch.empty(B, T, H)
         initial = torch.empty(8, H, key.dk, key.dv)
         given = (q, k, v, numbers, numbers, initial, torch.empty(9, dtype=torch.int32) if packed else None)
-        o, last, *saved = run.forward(*given, 0.1, rule, config, segments, True)
-        run.backward(o, last, *given, *saved, 0.1, rule, config, segments)
+        o, last, saved = run.forward(*given, 0.1, rule, config, segments, True)
+        run.backward(o, last, *given, saved, 0.1, rule, config, segments)
     return found
 
 

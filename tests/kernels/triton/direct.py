@@ -13,7 +13,7 @@ import torch
 from ttr import testing
 from ttr.inner_loop import complete_state
 from ttr.kernels.triton.configs import Config, Launch
-from ttr.kernels.triton.scalar_gate import run
+from ttr.kernels.triton.scalar_gate import plan, run
 from ttr.objectives import slopes
 
 
@@ -42,7 +42,7 @@ class Kernels(torch.autograd.Function):
     def forward(ctx, q, k, v, log_decay, weight, initial, *rest):
         cu_seqlens, scale, rule, config, segments = rest
         with poisoned():
-            o, last, *saved = run.forward(
+            o, last, saved = run.forward(
                 q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, any(ctx.needs_input_grad)
             )
         ctx.save_for_backward(q, k, v, log_decay, weight, initial, cu_seqlens, *saved)
@@ -53,13 +53,13 @@ class Kernels(torch.autograd.Function):
     def backward(ctx, do, dlast):
         inputs = ctx.saved_tensors[:7]
         with poisoned():
-            got = run.backward(do, dlast, *ctx.saved_tensors, *ctx.rest)
+            got = run.backward(do.contiguous(), dlast, *inputs, ctx.saved_tensors[7:], *ctx.rest)
         summed = [g.sum((0, 1)) if g is not None and x.ndim == 1 else g for g, x in zip(got, inputs, strict=False)]
         return *summed, None, None, None, None, None
 
 
-def rule_of(spec) -> run.Rule:
-    return run.Rule(slopes(spec.objective, 1)[0] != 0, spec.gate.order == "coupled", spec.read.at == "before")
+def rule_of(spec) -> plan.Rule:
+    return plan.Rule(slopes(spec.objective, 1)[0] != 0, spec.gate.order == "coupled", spec.read.at == "before")
 
 
 def call(inputs: testing.Inputs, path: object = None, *, config: Config, segments: int):

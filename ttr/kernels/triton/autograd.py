@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 
@@ -44,8 +42,11 @@ class ScalarGate(torch.autograd.Function):
         return dq, dk, dv, dlog_decay, dweight, dinitial, None, None, None, None, None
 
 
-# torch asks for it at every call
-ScalarGate.forward.__signature__ = inspect.signature(ScalarGate.forward)  # type: ignore[attr-defined]
+def apply(function: type[torch.autograd.Function], *args):
+    """Function.apply; without what it does for default arguments at every call, which no caller here leaves to it."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 class Backward(torch.autograd.Function):
@@ -77,7 +78,7 @@ def scalar_gate(
     if not differentiated(args[:6]):
         o, last, _ = torch.ops.ttr.scalar_gate_forward.default(*args, False)
         return o, last
-    o, last, *_ = ScalarGate.apply(*args)
+    o, last, *_ = apply(ScalarGate, *args)
     return o, last
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache, lru_cache
 from importlib import resources
 from math import log2
@@ -43,6 +43,12 @@ class Config:
     readers: Launch
     keys: Launch
     segments: Launch
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(astuple(self)))
+
+    def __hash__(self) -> int:  # once: every call looks for its launches by it
+        return self._hash  # type: ignore[attr-defined]
 
 
 class ShapeClass(NamedTuple):

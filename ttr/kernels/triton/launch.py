@@ -7,7 +7,6 @@ these kernels run. Here the constants say it all: tensors lie on 16 bytes, and n
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,30 +24,47 @@ def kernel(numbers: str) -> Callable:
 
 
 class Kernel:
-    """A kernel and what it was compiled to."""
+    """A kernel and what it was compiled to, for all that are bound."""
 
     def __init__(self, fn: Any):
         self.fn = fn
-        self.compiled: dict[tuple, tuple[Any, tuple]] = {}
+        self.compiled: dict[tuple, tuple] = {}
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return partial(self.launch, grid)
+    def bind(self, grid: tuple[int, ...], warps: int, stages: int = 1, **constants: Any) -> Bound:
+        """constants: the tl.constexpr parameters."""
+        return Bound(self, grid, warps, stages, constants)
 
-    def launch(self, grid: tuple[int, ...], *arguments: Any, num_warps: int, num_stages: int = 1, **constants: Any) -> None:
-        """arguments: tensors, numbers and None, in order. constants: the tl.constexpr parameters."""
-        types = tuple([x.dtype if isinstance(x, Tensor) else x is None for x in arguments])
-        first = next(x for x in arguments if isinstance(x, Tensor))
-        key = (first.get_device(), num_warps, num_stages, types, tuple(constants.values()))
-        known = self.compiled.get(key)
+
+class Bound:
+    """A kernel with all that stays the same from call to call of one kind: grid, constants, warps, and which arguments are None."""
+
+    def __init__(self, kernel: Kernel, grid: tuple[int, ...], warps: int, stages: int, constants: dict[str, Any]):
+        self.kernel, self.grid, self.warps, self.stages, self.constants = kernel, (*grid, 1, 1)[:3], warps, stages, constants
+        self.ready: tuple | None = None
+
+    def __call__(self, *arguments: Tensor | float | None) -> None:
+        """arguments: in order."""
+        if self.ready is None:
+            self.ready = self.first(arguments)
+            if self.ready is None:
+                return
+        run, device, function, metadata, rest = self.ready
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*self.grid, stream, function, metadata, None, None, None, *arguments, *rest)
+
+    def first(self, arguments: tuple) -> tuple | None:
+        """What another bound call was compiled to, if it fits; otherwise compile and launch, and None."""
+        types = tuple(x.dtype if isinstance(x, Tensor) else x is None for x in arguments)
+        device = next(x for x in arguments if isinstance(x, Tensor)).get_device()
+        key = (device, self.warps, self.stages, types, tuple(self.constants.values()))
+        known = self.kernel.compiled.get(key)
         if known is None:
-            compiled = self.fn[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+            fn = self.kernel.fn
+            compiled = fn[self.grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
             if compiled is not None:  # in the interpreter nothing is compiled
-                self.compiled[key] = compiled, tuple(constants[name] for name in self.fn.arg_names[len(arguments) :])
-            return
-        compiled, rest = known
-        x, y, z = (*grid, 1, 1)[:3]
-        stream = torch._C._cuda_getCurrentRawStream(key[0])
-        compiled.run(x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments, *rest)
+                rest = tuple(self.constants[name] for name in fn.arg_names[len(arguments) :])
+                self.kernel.compiled[key] = compiled.run, device, compiled.function, compiled.packed_metadata, rest
+        return known
 
 
 _scratch: dict[tuple[int, int], Tensor] = {}  # (device, stream) -> where its launches keep their tensor descriptors

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from . import configs
 from .eligible import interpreted
-from .shapes import Saved, sizes_of
-from .shapes import saved as saved_shapes
+from .shapes import saved, sizes_of
 
 library = torch.library.Library("ttr", "FRAGMENT")
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? weight, Tensor? initial, Tensor? cu_seqlens"
@@ -35,7 +34,7 @@ library.define(
 
 @cache
 def _rule(erase: bool, look_before: bool, read_before: bool):
-    from .scalar_gate.run import Rule
+    from .scalar_gate.plan import Rule
 
     return Rule(erase, look_before, read_before)
 
@@ -49,10 +48,10 @@ def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool, before
     return choice._replace(config=configs.checkpoint_every_chunk(choice.config)) if before else choice
 
 
-def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool) -> Saved:
+def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool) -> dict[str, Any]:
     config, _, room = _choose(q, v, cu_seqlens, erase, before)
     gated, packed = log_decay is not None, cu_seqlens is not None
-    return saved_shapes(sizes_of(q, v, cu_seqlens), v, config, room, erase=erase, gated=gated, packed=packed)
+    return saved(sizes_of(q, v, cu_seqlens), q.dtype, config, room, erase=erase, gated=gated, packed=packed)
 
 
 def _ready(*tensors: Tensor | None) -> list[Any]:
@@ -69,12 +68,11 @@ def _forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look
     config, segments, room = _choose(q, v, cu_seqlens, erase, look_before or read_before)
     q, k, v, log_decay, weight, initial, cu_seqlens = _ready(q, k, v, log_decay, weight, initial, cu_seqlens)
     rule = _rule(erase, look_before, read_before)
-    o, last, *saved = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save)
+    o, last, kept = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save)
     if save and room and segments == 1:  # uncut, but of a size of which longer sequences would be: their shapes, unused
-        saved[-2:] = (
-            v.new_empty(shape, dtype=dtype) for shape, dtype in _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before)[-2:]
-        )
-    return o, last, saved if save else []
+        shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before)
+        kept[-2:] = (v.new_empty(shapes[name][0], dtype=torch.float32) for name in ("starts", "transfer"))
+    return o, last, kept if save else []
 
 
 def _backward(
@@ -83,9 +81,9 @@ def _backward(
     from .scalar_gate import run
 
     config, segments, _ = _choose(q, v, cu_seqlens, erase, look_before or read_before)
-    tensors = _ready(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *saved)
-    rest: Any = (scale, _rule(erase, look_before, read_before), config, segments, learned)
-    dq, dk, dv, dlog_decay, dweight, dinitial = run.backward(*tensors, *rest)
+    given: Any = _ready(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens)
+    rest: Any = (_ready(*saved), scale, _rule(erase, look_before, read_before), config, segments, learned)
+    dq, dk, dv, dlog_decay, dweight, dinitial = run.backward(*given, *rest)
     if dlog_decay is not None and log_decay.ndim == 1:
         dlog_decay = dlog_decay.sum((0, 1))
     if dweight is not None and weight.ndim == 1:
@@ -117,13 +115,8 @@ def _on_cpu(kernel):
 def _fake_forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
     s = sizes_of(q, v, cu_seqlens)
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    if not save:
-        return o, last, []
-    return (
-        o,
-        last,
-        [v.new_empty(shape, dtype=dtype) for shape, dtype in _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before)],
-    )
+    shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before).values() if save else ()
+    return o, last, [v.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
 
 
 def _fake_backward(

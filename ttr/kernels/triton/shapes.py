@@ -44,30 +44,26 @@ def sizes_of(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Sizes:
     return Sizes(B if cu_seqlens is None else cu_seqlens.shape[0] - 1, T, B * T, H, HV, dk, dv)
 
 
-class Saved(NamedTuple):
-    """What forward keeps for backward, each as (shape, dtype); a first axis of length 0 where there is nothing.
+def saved(
+    s: Sizes, dtype: torch.dtype, config: Config, room: int, *, erase: bool, gated: bool, packed: bool, save: bool = True
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What forward makes for backward, name -> (shape, dtype); without `save`, as much as forward itself needs.
 
+    room: for how many segments; with 0 their tensors have a first axis of length 0. What there is does not depend on sizes.
     Axes that may be symbols are multiplied into the first one: torch asks of every other whether it is 1, which would
     compile a graph for each answer.
     """
-
-    inverse: tuple[tuple[int, ...], torch.dtype]  # of every chunk's triangular system
-    reads: tuple[tuple[int, ...], torch.dtype]  # of every chunk's queries on its keys, decayed (erase)
-    error: tuple[tuple[int, ...], torch.dtype]  # as v
-    checkpoints: tuple[tuple[int, ...], torch.dtype]  # [blocks of chunks, Hv]: the state before each
-    starts: tuple[tuple[int, ...], torch.dtype]  # [N, segments, Hv]: the state before each, where sequences are split
-    transfer: tuple[tuple[int, ...], torch.dtype]  # [N, segments, Hv]: a matrix (erase) or a log decay
-
-
-def saved(s: Sizes, v: Tensor, config: Config, room: int, *, erase: bool, gated: bool, packed: bool, save: bool = True) -> Saved:
-    """room: for how many segments. Without `save` as much as forward itself needs."""
-    blocks = s.slots(config.chunk * config.every, packed) if save and gated else 0
+    out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    if gated:  # the summed log decays of every chunk
+        out["decays"] = (s.tokens, s.HV), torch.float64 if dtype == torch.float32 else torch.float32
+    if erase:  # of every chunk its triangular system, inverted, and its queries on its keys, decayed
+        out["inverse"] = out["reads"] = (s.tokens, s.HV, config.chunk), dtype
+    if save and erase:
+        out["error"] = (s.tokens, s.HV, s.dv), dtype
+    if save and gated:  # [blocks of chunks, Hv]: the state before the last chunk of each
+        out["checkpoints"] = (s.slots(config.chunk * config.every, packed) * s.HV, s.dk, s.dv), dtype
+    # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or log decay
     pieces = s.N * room * s.HV
-    return Saved(
-        inverse=((s.tokens if erase else 0, s.HV, config.chunk), v.dtype),
-        reads=((s.tokens if erase else 0, s.HV, config.chunk), v.dtype),
-        error=(tuple(v.shape) if save and erase else (0,), v.dtype),
-        checkpoints=((blocks * s.HV, s.dk, s.dv), v.dtype),
-        starts=((pieces, s.dk, s.dv), torch.float32),
-        transfer=((pieces, s.dk, s.dk) if erase else (pieces,), torch.float32),
-    )
+    out["starts"] = (pieces, s.dk, s.dv), torch.float32
+    out["transfer"] = (pieces, s.dk, s.dk) if erase else (pieces,), torch.float32
+    return out

@@ -82,6 +82,13 @@ def load_rows(base, token, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
+def store_rows(base, token, x, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl.constexpr):
+    """The inverse of `load_rows`."""
+    pointers = base + token * stride + i[:, None] * stride + columns[None, :]
+    tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None] & (columns < D)[None, :])
+
+
+@triton.jit
 def store_pairs(base, token, head, x, i, valid, HEADS: tl.constexpr, C: tl.constexpr):
     """Write [C, C] as the rows of C tokens of [tokens, HEADS, C]."""
     pointers = base + (token * HEADS + head) * C + i[:, None] * (HEADS * C) + i[None, :]

@@ -95,6 +95,7 @@ class _Call:
 
     def __init__(self, spec: Spec, B: int, T: int, H: int, Hv: int, dk: int, dv: int, dtype: torch.dtype, device: torch.device):
         from .scalar_gate import run
+        from .scalar_gate.plan import Rule
 
         generator = torch.Generator(device).manual_seed(0)
 
@@ -106,15 +107,15 @@ class _Call:
         self.k = torch.nn.functional.normalize(normal(B, T, H, dk), dim=-1).to(dtype)
         self.log_decay = None if spec.gate.kind == "none" else -0.1 * normal(B, T, Hv).abs()
         self.weight = None if spec.optimizer.step.value == 1.0 else normal(B, T, Hv).sigmoid()
-        self.rule = run.Rule(plan.erase, plan.look_before, plan.read_before)
+        self.rule = Rule(plan.erase, plan.look_before, plan.read_before)
         self.arch = configs.arch_of(device)
 
     def results(self, config: Config) -> list[Tensor]:
         heads, dv = self.v.shape[0] * self.v.shape[2], self.v.shape[3]
         segments = configs.segments_of(self.arch, config, heads, dv, self.v.shape[1])
         given = (self.q, self.k, self.v, self.log_decay, self.weight, None, None)
-        o, last, *saved = self.run.forward(*given, 0.1, self.rule, config, segments, True)
-        gradients = self.run.backward(self.do, None, *given, *saved, 0.1, self.rule, config, segments)
+        o, last, saved = self.run.forward(*given, 0.1, self.rule, config, segments, True)
+        gradients = self.run.backward(self.do, None, *given, saved, 0.1, self.rule, config, segments)
         return [o, last, *(x for x in gradients if x is not None)]
 
     def time(self, config: Config) -> float:

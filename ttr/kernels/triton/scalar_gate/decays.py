@@ -27,27 +27,28 @@ def cumulate_kernel(
 
 
 @triton.jit
-def sum_of_tiles(base, tokens, at, valid, HV: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """[C, heads] of [tiles, tokens, Hv], tiles FIRST..LAST - 1 summed."""
+def sum_of_tiles(base, tokens, at, valid, HV: tl.constexpr, TILES: tl.constexpr):
+    """[C, heads] of [tiles, tokens, Hv]."""
     between = tokens.to(tl.int64) * HV
-    total = tl.load(base + FIRST * between + at, mask=valid, other=0.0)
-    for tile in tl.static_range(FIRST + 1, LAST):
+    total = tl.load(base + at, mask=valid, other=0.0)
+    for tile in tl.static_range(1, TILES):
         total += tl.load(base + tile * between + at, mask=valid, other=0.0)
     return total
 
 
 @kernel("N T tokens")
 def decay_gradient_kernel(
-    within, entering, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, tokens,
-    HV: tl.constexpr, TILES: tl.constexpr, KINDS: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr,
-    STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr,
+    taken, unseen, given, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, tokens,
+    HV: tl.constexpr, TILES: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr, STARTED: tl.constexpr,
+    UNSEEN: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dlog_decay_t = what is read from token t on (after its own decay) of what was written before it. A block a program.
 
-    Inside a chunk: within. From earlier chunks into it: entering (KINDS: 1, or 2 with looks behind the reads); out of it:
-    leaving. Past it as a whole: carried, known for the last chunk of every block and followed back from there, chunk by
-    chunk, by what enters and leaves. The walk must end at what the block before it knows (at_start: [N, Hv], <S, D> of the
-    initial state); what it misses by is rounding, and is spread over its steps.
+    Tokens from t on take (taken, of `readers`) of all before them; what they take of each other is known as given (of
+    `keys`: the same numbers, rounded the same, so a strong gate's small gradient is left). Out of the chunk: leaving. Past
+    it as a whole: carried, known for the last chunk of every block and followed back from there, chunk by chunk, by what
+    enters and leaves. The walk must end at what the block before it knows (at_start: [N, Hv], <S, D> of the initial state);
+    what it misses by is rounding, and is spread over its steps.
     """
     slot = tl.program_id(0)
     n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED)
@@ -69,30 +70,23 @@ def decay_gradient_kernel(
     for chunk in range(begin, end):
         valid = (chunk * C + i < length)[:, None] & inside[None, :]
         at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
-        missed += tl.sum(sum_of_tiles(entering, tokens, at, valid, HV, 0, KINDS * TILES), 0)
+        missed += tl.sum(sum_of_tiles(taken, tokens, at, valid, HV, TILES) - sum_of_tiles(given, tokens, at, valid, HV, TILES), 0)
         earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)  # the chunk before is whole
-        missed -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, 0, TILES), 0)
+        missed -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, TILES), 0)
     missed /= end - begin
     for step in range(0, end - begin):
         chunk = end - 1 - step
         valid = (chunk * C + i < length)[:, None] & inside[None, :]
         at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
-        reads = sum_of_tiles(entering, tokens, at, valid, HV, 0, TILES)
-        away = sum_of_tiles(leaving, tokens, at, valid, HV, 0, TILES)
-        dg = tl.load(within + at, mask=valid, other=0.0) + tl.cumsum(away, 0) - away + (past - missed * step)[None, :]
-        dg += tl.cumsum(reads, 0, reverse=True)
-        if READ_BEFORE:
-            dg -= reads
-        past += tl.sum(reads, 0)
-        if KINDS == 2:
-            looks = sum_of_tiles(entering, tokens, at, valid, HV, TILES, 2 * TILES)
-            dg += tl.cumsum(looks, 0, reverse=True)
-            if LOOK_BEFORE:
-                dg -= looks
-            past += tl.sum(looks, 0)
+        net = sum_of_tiles(taken, tokens, at, valid, HV, TILES) - sum_of_tiles(given, tokens, at, valid, HV, TILES)
+        away = sum_of_tiles(leaving, tokens, at, valid, HV, TILES)
+        dg = tl.cumsum(net, 0, reverse=True) + tl.cumsum(away, 0) - away + (past - missed * step)[None, :]
+        if UNSEEN:
+            dg -= sum_of_tiles(unseen, tokens, at, valid, HV, TILES)
+        past += tl.sum(net, 0)
         tl.store(dlog_decay + at, dg, mask=valid)
         earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)
-        past -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, 0, TILES), 0)
+        past -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, TILES), 0)
 
 
 @kernel("N T")

@@ -1,28 +1,29 @@
 """The gradient of k as it writes: a scan from the last chunk to the first, a tile of key channels of D at a time.
 
-dK = U D^T + (dO U^T * decay)^T Q,     D <- decay D + (decay Q)^T dO - (decay K)^T dV
+dK = (U decay) D^T + (dO U^T * decay)^T Q,     D <- decay D + (decay Q)^T dO - (decay K)^T dV
 """
 
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, scanned, tokens_of
+from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, pair_decay, product, scanned, tokens_of
 
 
 @kernel("tokens T scale segments segment_chunks weight_stride")
 def keys_kernel(
-    q, k, error, dv, do, reads, own, decays, weight, end_gradient, dk, leaving, cu_seqlens,
+    q, k, error, dv, do, reads, decays, weight, end_gradient, dk, given, leaving, cu_seqlens,
     tokens, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr, STARTED: tl.constexpr,
     LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One tile of key channels of one value head over one segment. reads, own: of `pairs_kernel`. dk: [tokens, Hv, dk], with ERASE added
-    to what `readers` left there.
+    """One tile of key channels of one value head over one segment. dk: [tokens, Hv, dk], with ERASE added to what `readers`
+    left there. reads: of `pairs_kernel`, with ERASE.
 
     STAGES: also for the loads that no product takes, or None to leave those alone.
-    LEARNED: also what every write gives to later chunks: leaving, a partial sum per tile.
+    LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what the reads inside the chunk
+    take of every write (given) and what later chunks take of it (leaving).
     """
     tile = tl.program_id(0)
     segment = tl.program_id(2)
@@ -31,38 +32,45 @@ def keys_kernel(
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)
     errors = tokens_of(error, first, head, length, HV, DV, C, BV)
-    pairs = tokens_of(reads, first, head, length, HV, C, C, C)
     dks = tokens_of(dk, first, head, length, HV, DK, C, BK)
     if ERASE:
+        read_pairs = tokens_of(reads, first, head, length, HV, C, C, C)
         values = tokens_of(dv, first, head, length, HV, DV, C, BV)
-    i = tl.arange(0, C)
+    between = tokens.to(tl.int64) * HV
+    t = tl.arange(0, C)
     gradient = tl.zeros([BV, BK], tl.float32)
     if STARTED:
         gradient = load_state(end_gradient + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
     for step in tl.range(0, end - begin, num_stages=STAGES):
         chunk = end - 1 - step
         token = first + chunk * C
-        valid = chunk * C + i < length
+        valid = chunk * C + t < length
+        here = (token + t) * HV + head
         query = queries.load([chunk * C, tile * BK])
         out = outs.load([chunk * C, 0])
         e = errors.load([chunk * C, 0])
         operand = query.dtype
-        G, before, whole = load_decays(decays, head, token, i, length - chunk * C, C, HV, GATED)
+        G, before, whole = load_decays(decays, head, token, t, length - chunk * C, C, HV, GATED)
         read = before if READ_BEFORE else G
         look = before if LOOK_BEFORE else G
-        b = load_numbers(weight, head, token, i, valid, weight_stride, 1.0, WEIGHTED)
+        b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
         if ERASE:
             key = keys.load([chunk * C, tile * BK])
         elif LEARNED:
             channels = tile * BK + tl.arange(0, BK)
-            key = load_rows(k + head // (HV // H) * DK, token, i, valid, channels, H * DK, DK, BK)
+            key = load_rows(k + head // (HV // H) * DK, token, t, valid, channels, H * DK, DK, BK)
         x = product(e, gradient.to(operand), PRECISION) * (b * factor(whole - G))[:, None]
         if LEARNED:
             away = tl.sum(x * key.to(tl.float32), 1)
-            tl.store(leaving + (tile * tokens + token) * HV + head + i * HV, away, mask=valid)
-        x = tl.dot(tl.trans(pairs.load([chunk * C, 0])), query, acc=x, input_precision=PRECISION)
-        if not READ_BEFORE:
-            x += tl.load(own + (token + i) * HV + head, mask=valid, other=0.0)[:, None] * query.to(tl.float32)
+        if ERASE:
+            pairs = tl.trans(read_pairs.load([chunk * C, 0]))
+        else:
+            pairs = product(e, tl.trans(out), PRECISION) * (b * scale)[:, None]  # row: who wrote, column: who reads
+            pairs *= pair_decay(read[None, :], G[:, None], t[None, :], t[:, None], READ_BEFORE)
+        x = tl.dot(pairs.to(operand), query, acc=x, input_precision=PRECISION)
+        if LEARNED:
+            tl.store(given + tile * between + here, tl.sum(x * key.to(tl.float32), 1) - away, mask=valid)
+            tl.store(leaving + tile * between + here, away, mask=valid)
         write = (query.to(tl.float32) * (factor(read) * scale)[:, None]).to(operand)
         gradient = tl.dot(tl.trans(out), write, acc=gradient * factor(whole), input_precision=PRECISION)
         if ERASE:

@@ -1,67 +1,98 @@
-"""The gradient of what reads the state: of q, which is given dO, and of k as it looks, which is given -dV.
+"""The gradients of what reads the state: of q, which is given dO, and of k as it looks, which is given -dV.
 
-A scan from the first chunk to the last. It is `forward` with the roles turned: dO reads, U = bE writes, and the state
-is the same S, here a tile of key channels, [dv, keys]:
+A scan from the first chunk to the last. It is `forward` with the roles turned: dO and dV read, U = bE writes, and the
+state is the same S, here a tile of key channels, [dv, keys]:
 
     dQ = scale (decay dO S^T + (dO U^T * decay) K),     look: dK = -(decay dV S^T + (dV U^T * decay) K)
+
+The looks inside a chunk also give to the keys that wrote: dK -= (dV U^T * decay)^T K.
 """
 
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, product, scanned, tokens_of
+from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, pair_decay, product, scanned, tokens_of
 
 
 @kernel("tokens T scale segments segment_chunks weight_stride")
 def readers_kernel(
-    reader, k, error, out_gradient, chunk_pairs, own, decays, weight, start, dreader, entering, cu_seqlens,
+    q, k, error, do, dv, reads, looks, decays, weight, start, dq, dk, taken, unseen, cu_seqlens,
     tokens, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    LOOK: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
-    STARTED: tl.constexpr, BEFORE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
+    STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One tile of key channels of one value head over one segment. chunk_pairs, own: of `pairs_kernel`.
-    dreader: [tokens, Hv, dk]. BEFORE: reads know no decay of their own token.
+    """One tile of key channels of one value head over one segment. dq, and with ERASE dk: [tokens, Hv, dk].
 
-    LOOK: the readers are keys. Then dreader also takes what the pairs inside a chunk give to the keys as writers.
-    LEARNED: also what every token reads of earlier chunks, for the gradient of the log decay: entering, a partial sum per
-    tile, those of LOOK behind the others.
+    reads, looks: of `pairs_kernel`, with ERASE. STAGES: also for the loads that no product takes, or None to leave those alone.
+    LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what every token takes of
+    earlier ones less what the looks inside the chunk take of it (taken), and how much of that its own decay never saw (unseen).
     """
     tile = tl.program_id(0)
     segment = tl.program_id(2)
     _n, head, first, length, _chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
-    outs = tokens_of(out_gradient, first, head, length, HV, DV, C, BV)
+    outs = tokens_of(do, first, head, length, HV, DV, C, BV)
     errors = tokens_of(error, first, head, length, HV, DV, C, BV)
-    pairs = tokens_of(chunk_pairs, first, head, length, HV, C, C, C)
-    dreaders = tokens_of(dreader, first, head, length, HV, DK, C, BK)
-    kind = (tl.num_programs(0) if LOOK else 0) + tile
-    i = tl.arange(0, C)
+    queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
+    dqs = tokens_of(dq, first, head, length, HV, DK, C, BK)
+    if ERASE:
+        read_pairs = tokens_of(reads, first, head, length, HV, C, C, C)
+        look_pairs = tokens_of(looks, first, head, length, HV, C, C, C)
+        values = tokens_of(dv, first, head, length, HV, DV, C, BV)
+        dks = tokens_of(dk, first, head, length, HV, DK, C, BK)
+    between = tokens.to(tl.int64) * HV
+    t = tl.arange(0, C)
     state = tl.zeros([BV, BK], tl.float32)
     if STARTED:
         state = load_state(start + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
-    for chunk in range(begin, end):
+    for chunk in tl.range(begin, end, num_stages=STAGES):
         token = first + chunk * C
-        valid = chunk * C + i < length
+        valid = chunk * C + t < length
+        here = (token + t) * HV + head
         key = keys.load([chunk * C, tile * BK])
         out = outs.load([chunk * C, 0])
         e = errors.load([chunk * C, 0])
         operand = key.dtype
-        G, before, whole = load_decays(decays, head, token, i, length - chunk * C, C, HV, GATED)
-        read = before if BEFORE else G
-        b = load_numbers(weight, head, token, i, valid, weight_stride, 1.0, WEIGHTED)
-        if LEARNED and not LOOK:  # no operand of a product, so nothing fetches it ahead: asked for here, it is there when used
-            partner = load_rows(reader + head // (HV // H) * DK, token, i, valid, tile * BK + tl.arange(0, BK), H * DK, DK, BK)
-        x = product(out, state.to(operand), PRECISION) * (factor(read) * scale)[:, None]
+        G, before, whole = load_decays(decays, head, token, t, length - chunk * C, C, HV, GATED)
+        read = before if READ_BEFORE else G
+        look = before if LOOK_BEFORE else G
+        b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
+        if LEARNED and ERASE:
+            query = load_rows(q + head // (HV // H) * DK, token, t, valid, tile * BK + tl.arange(0, BK), H * DK, DK, BK)
+        past = state.to(operand)
+        x = product(out, past, PRECISION) * (factor(read) * scale)[:, None]
+        if ERASE:
+            pairs = read_pairs.load([chunk * C, 0])
+        else:
+            pairs = product(out, tl.trans(e), PRECISION) * (b * scale)[None, :]
+            pairs *= pair_decay(read[:, None], G[None, :], t[:, None], t[None, :], READ_BEFORE)
+        x = tl.dot(pairs.to(operand), key, acc=x, input_precision=PRECISION)
+        dqs.store([chunk * C, tile * BK], x.to(operand))
         if LEARNED:
-            partner = (key if LOOK else partner).to(tl.float32)
-            tl.store(entering + (kind * tokens + token) * HV + head + i * HV, tl.sum(x * partner, 1), mask=valid)
-        between = pairs.load([chunk * C, 0])  # [i, j]
-        x = tl.dot(between, key, acc=x, input_precision=PRECISION)
-        if LOOK:
-            x = tl.dot(tl.trans(between), key, acc=x, input_precision=PRECISION)
-        elif not BEFORE:
-            x += tl.load(own + (token + i) * HV + head, mask=valid, other=0.0)[:, None] * key.to(tl.float32)
-        dreaders.store([chunk * C, tile * BK], x.to(operand))
+            if not ERASE:  # late: registers are short before
+                query = queries.load([chunk * C, tile * BK])
+            net = tl.sum(x * query.to(tl.float32), 1)
+            if READ_BEFORE:
+                hidden = net
+        if ERASE:
+            pairs = look_pairs.load([chunk * C, 0])
+            x = product(values.load([chunk * C, 0]), past, PRECISION) * -factor(look)[:, None]
+            x = tl.dot(pairs, key, acc=x, input_precision=PRECISION)
+            given = product(tl.trans(pairs), key, PRECISION)
+            dks.store([chunk * C, tile * BK], (x + given).to(operand))
+            if LEARNED:
+                net += tl.sum((x - given) * key.to(tl.float32), 1)
+                if LOOK_BEFORE:
+                    looked = tl.sum(x * key.to(tl.float32), 1)
+                    if READ_BEFORE:
+                        hidden += looked
+                    else:
+                        hidden = looked
+        if LEARNED:
+            tl.store(taken + tile * between + here, net, mask=valid)
+            if READ_BEFORE or (ERASE and LOOK_BEFORE):
+                tl.store(unseen + tile * between + here, hidden, mask=valid)
         write = (key.to(tl.float32) * (b * factor(whole - G))[:, None]).to(operand)
         state = tl.dot(tl.trans(e), write, acc=state * factor(whole), input_precision=PRECISION)

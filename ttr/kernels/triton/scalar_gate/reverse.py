@@ -1,4 +1,4 @@
-"""The scan from the last chunk to the first: the gradients of v, of the weights and of the start, transposed as `forward`.
+"""The scan from the last chunk to the first: the gradients of v and of the start, transposed as `forward`.
 
 D is the gradient of the state after a chunk, Y that of bE:
 
@@ -13,7 +13,6 @@ from ..tiles import (
     first_slot,
     load_decays,
     load_numbers,
-    load_rows,
     load_state,
     pair_decay,
     product,
@@ -24,20 +23,20 @@ from ..tiles import (
 )
 
 
-@kernel("tokens blocks T scale segments segment_chunks weight_stride")
+@kernel("blocks T scale segments segment_chunks weight_stride")
 def reverse_kernel(
-    q, k, error, decays, weight, inverse, reads, do, end_gradient, dv, dweight, checkpoints, first_gradient, cu_seqlens,
-    tokens, blocks, T, scale, segments, segment_chunks, weight_stride,
+    q, k, decays, weight, inverse, reads, do, end_gradient, dv, checkpoints, first_gradient, cu_seqlens,
+    blocks, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WEIGHTED: tl.constexpr, FIRST: tl.constexpr, STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
+    LOCAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of value channels of one head over one segment, backwards.
 
-    end_gradient, first_gradient: [N, segments, Hv, dk, dv]. dweight: a partial sum per tile, [tiles, tokens, Hv].
-    checkpoints: D behind the last of every EVERY chunks. LOCAL: from D = 0, nothing but `first_gradient` (of segments 1, 2, ...).
+    end_gradient, first_gradient: [N, segments, Hv, dk, dv]. dv: without ERASE the gradient of bV, Y.
+    LEARNED: checkpoints, D behind the last of every EVERY chunks. FIRST: first_gradient of segment 0. LOCAL: from D = 0,
+    nothing but first_gradient, of segments 1, 2, ...
     """
     tile = tl.program_id(0)
     segment = tl.program_id(2)
@@ -77,8 +76,6 @@ def reverse_kernel(
             slot = first_slot(cu_seqlens, n, T, C * EVERY, PACKED).to(tl.int64) + chunk // EVERY
             checkpoint = tl.reshape(tl.trans(gradient.to(operand)), [1, BK, BV])
             states.store([(slot * HV + head).to(tl.int32), 0, tile * BV], checkpoint)
-        if WEIGHTED and not LOCAL:
-            e = load_rows(error + head * DV, token, i, valid, values, HV * DV, DV, BV)
         future = gradient.to(operand)
         y = product(future, tl.trans(key), PRECISION) * factor(whole - G)[None, :]
         read_out = (out.to(tl.float32) * (factor(read) * scale)[None, :]).to(operand)
@@ -90,22 +87,14 @@ def reverse_kernel(
             pairs *= pair_decay(read[:, None], G[None, :], i[:, None], i[None, :], READ_BEFORE)
         y = tl.dot(out, pairs.to(operand), acc=y, input_precision=PRECISION)
         if ERASE:
-            if WEIGHTED:  # dweight below divides by the weight
+            if WEIGHTED:  # the gradient of the weight comes of dv, divided by it
                 b = tl.where(tl.abs(b) < LEAST_WEIGHT, LEAST_WEIGHT, b)
             y = product((y * b[None, :]).to(operand), systems.load([chunk * C, 0]), PRECISION)
             gradient = tl.dot((y * -factor(look)[None, :]).to(operand), key, acc=gradient, input_precision=PRECISION)
-        if WEIGHTED and not LOCAL:
-            dw = tl.sum(y * tl.trans(e).to(tl.float32), 0)
-            if ERASE:
-                dw /= b
-        if not ERASE:
-            y *= b[None, :]
         if not LOCAL:
             dvs.store([chunk * C, tile * BV], tl.trans(y.to(operand)))
-            if WEIGHTED:
-                tl.store(dweight + ((tile * tokens + token) * HV + head) + i * HV, dw, mask=valid)
 
     if LOCAL:
         store_state(first_gradient + place * DK * DV, gradient, keys, values, DK, DV)
-    elif segment == 0:
+    elif FIRST and segment == 0:
         store_state(first_gradient + (n * HV + head).to(tl.int64) * DK * DV, gradient, keys, values, DK, DV)

@@ -1,0 +1,202 @@
+"""Which kernels a call launches, and how: decided once for all calls of its kind."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..configs import Config
+from ..launch import Bound
+from ..shapes import Sizes, ceil_div, power_of_two, saved, sizes_of
+from .decays import carried_kernel, cumulate_kernel, decay_gradient_kernel
+from .forward import forward_kernel
+from .inverse import inverse_kernel
+from .keys import keys_kernel
+from .pairs import pairs_kernel
+from .readers import readers_kernel
+from .reverse import reverse_kernel
+from .segments import segments_kernel
+from .weigh import weigh_kernel
+
+
+class Rule(NamedTuple):
+    """What of the declaration the kernels know: the delta rule (erase) or the inner product, and who sees a token's decay."""
+
+    erase: bool
+    look_before: bool
+    read_before: bool
+
+
+class Kind(NamedTuple):
+    """All that decides the launches of a call. log_decay, weight: axes, None where there is none."""
+
+    sizes: Sizes
+    dtype: torch.dtype
+    device: int
+    log_decay: int | None
+    weight: int | None
+    initial: bool
+    packed: bool
+    rule: Rule
+    config: Config
+    segments: int
+
+
+def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Config, segments: int) -> Kind:
+    axes = (None if x is None else x.ndim for x in (log_decay, weight))
+    sizes = sizes_of(q, v, cu_seqlens)
+    return Kind(sizes, q.dtype, q.get_device(), *axes, initial is not None, cu_seqlens is not None, rule, config, segments)
+
+
+MOST_MEMORIES = 65535  # what CUDA takes along a grid's second axis
+RULE = ("GATED", "WEIGHTED", "LOOK_BEFORE", "READ_BEFORE", "PACKED", "PRECISION")
+
+
+class Plan:
+    """The launches of calls of one kind; each is made when it is first asked for. save: whether there is a backward pass."""
+
+    def __init__(self, kind: Kind, save: bool = True):
+        s, self.kind, self.config = kind.sizes, kind, kind.config
+        if s.N * s.HV > MOST_MEMORIES:
+            raise ValueError(f"path='triton': {s.N} sequences x {s.HV} value heads; a launch takes {MOST_MEMORIES}: split the batch")
+        self.erase, self.gated = kind.rule.erase, kind.log_decay is not None
+        self.dk, self.dv = (max(16, power_of_two(d)) for d in (s.dk, s.dv))
+        self.segment_chunks = ceil_div(ceil_div(s.T, self.config.chunk), kind.segments)
+        self.decay_stride, self.weight_stride = (s.HV if axes == 3 else 0 for axes in (kind.log_decay, kind.weight))
+        self.chunks, self.blocks = (s.slots(self.config.chunk * n, kind.packed) for n in (1, self.config.every))
+        self.few_heads = min(16, power_of_two(s.HV))
+        # a weight below it cannot be divided out again
+        self.least_weight = 2.0**-14 if kind.dtype == torch.float16 else 1e-30
+        self.tiles = ceil_div(s.dk, self.config.readers.tile)
+        room = kind.segments if kind.segments > 1 else 0
+        self.shapes = saved(s, kind.dtype, self.config, room, erase=self.erase, gated=self.gated, packed=kind.packed, save=save)
+        self.hidden = kind.rule.read_before or (self.erase and kind.rule.look_before)
+
+    def constants(self, *names: str, **more: Any) -> dict[str, Any]:
+        """The tl.constexpr parameters that several kernels have, those of them that are named, and more."""
+        kind, s = self.kind, self.kind.sizes
+        known = {
+            "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.dk, "BV": self.dv, "C": self.config.chunk, "EVERY": self.config.every,
+            "ERASE": self.erase, "GATED": self.gated, "WEIGHTED": kind.weight is not None, "LOOK_BEFORE": kind.rule.look_before,
+            "READ_BEFORE": kind.rule.read_before, "PACKED": kind.packed, "BH": self.few_heads, "LEAST_WEIGHT": self.least_weight,
+            "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32",
+        }  # fmt: skip
+        return {name: known[name] for name in names} | more
+
+    def scan(self, kernel, width: int, field: str, segments: int, *names: str, **more: Any) -> Bound:
+        """A kernel that goes over chunks, a tile of `width` channels a program."""
+        launch, s = getattr(self.config, field), self.kind.sizes
+        grid = ceil_div(width, launch.tile), s.N * s.HV, segments
+        constants = self.constants("H", "HV", "DK", "DV", "BK", "BV", "C", "ERASE", *RULE, *names)
+        return kernel.bind(grid, launch.warps, launch.stages, **constants | more)
+
+    @cached_property
+    def cumulate(self) -> Bound:
+        grid = self.chunks, ceil_div(self.kind.sizes.HV, self.few_heads)
+        return cumulate_kernel.bind(grid, 4, **self.constants("HV", "BH", "C", "PACKED", WIDE=self.kind.dtype == torch.float32))
+
+    @cached_property
+    def inverse(self) -> Bound:
+        launch, names = self.config.inverse, ("H", "HV", "DK", "BK", "C", *RULE)
+        return inverse_kernel.bind((self.chunks, self.kind.sizes.H), launch.warps, launch.stages, **self.constants(*names))
+
+    def join(self, started: bool, backward: bool) -> Bound:
+        s, launch = self.kind.sizes, self.config.segments
+        constants = self.constants("HV", "DK", "DV", "BK", "ERASE", BV=launch.tile, STARTED=started, BACKWARD=backward)
+        return segments_kernel.bind((ceil_div(s.dv, launch.tile), s.N * s.HV), launch.warps, launch.stages, **constants)
+
+
+class Forward(Plan):
+    """With save it keeps what the backward pass wants, the transfer of the last segment among it."""
+
+    def __init__(self, kind: Kind, save: bool):
+        super().__init__(kind, save)
+        self.save = save
+
+    def pass_over(self, started: bool, local: bool) -> Bound:
+        s, save, field = self.kind.sizes, self.save and not local, "local" if local else "forward"
+        tile = getattr(self.config, field).tile
+        width = ceil_div(s.dv, tile) * tile + (s.dk if local and self.erase else 0)
+        segments = self.kind.segments - 1 if local and not self.save else self.kind.segments
+        more = {"STARTED": started, "LOCAL": local, "SAVE": save, "CHECKPOINT": save and self.gated, "BV": tile}
+        return self.scan(forward_kernel, width, field, segments, "EVERY", **more)
+
+    @cached_property
+    def local(self) -> Bound:
+        return self.pass_over(False, True)
+
+    @cached_property
+    def joined(self) -> Bound:
+        return self.join(self.kind.initial, False)
+
+    @cached_property
+    def whole(self) -> Bound:
+        return self.pass_over(self.kind.initial or self.kind.segments > 1, False)
+
+
+class Backward(Plan):
+    """ended: whether the last state has a gradient. learned: whether the log decay wants one."""
+
+    def __init__(self, kind: Kind, ended: bool, learned: bool):
+        super().__init__(kind)
+        self.ended, self.learned = ended, learned
+        self.cut = kind.segments > 1
+        # without ERASE weights are part of what is written (`weigh`)
+        self.weighted = {} if self.erase else {"WEIGHTED": False}
+
+    def pass_over(self, started: bool, local: bool) -> Bound:
+        segments = self.kind.segments - 1 if local else self.kind.segments
+        more = {"STARTED": started, "LEARNED": self.learned, "LOCAL": local, "FIRST": self.kind.initial, "BV": self.config.reverse.tile}
+        return self.scan(reverse_kernel, self.kind.sizes.dv, "reverse", segments, "EVERY", "LEAST_WEIGHT", **more, **self.weighted)
+
+    @cached_property
+    def local(self) -> Bound:
+        return self.pass_over(False, True)
+
+    @cached_property
+    def joined(self) -> Bound:
+        return self.join(self.ended, True)
+
+    @cached_property
+    def whole(self) -> Bound:
+        return self.pass_over(self.ended or self.cut, False)
+
+    @cached_property
+    def pairs(self) -> Bound:
+        launch, names = self.config.pairs, ("HV", "DV", "BV", "C", "LEAST_WEIGHT", *RULE)
+        return pairs_kernel.bind((self.chunks, self.kind.sizes.HV), launch.warps, launch.stages, **self.constants(*names))
+
+    @cached_property
+    def weigh(self) -> Bound:
+        s, rows = self.kind.sizes, 32
+        return weigh_kernel.bind((ceil_div(s.tokens, rows), s.HV), 4, **self.constants("HV", "DV", "BV", ROWS=rows))
+
+    @cached_property
+    def readers(self) -> Bound:
+        return self.keyed(readers_kernel, "readers", self.kind.initial or self.cut)
+
+    @cached_property
+    def keys(self) -> Bound:
+        return self.keyed(keys_kernel, "keys", self.ended or self.cut)
+
+    def keyed(self, kernel, field: str, started: bool) -> Bound:
+        launch = getattr(self.config, field)
+        more = {"BK": launch.tile, "STARTED": started, "LEARNED": self.learned, "STAGES": launch.stages if self.erase else None}
+        return self.scan(kernel, self.kind.sizes.dk, field, self.kind.segments, **more, **self.weighted)
+
+    @cached_property
+    def carried(self) -> Bound:
+        constants = self.constants("HV", "DK", "DV", "BK", "C", "EVERY", "PACKED", BV=min(self.dv, 64))
+        return carried_kernel.bind((self.blocks, self.kind.sizes.HV), 4, **constants)
+
+    @cached_property
+    def decay_gradient(self) -> Bound:
+        constants = self.constants("HV", "BH", "C", "EVERY", "PACKED", TILES=self.tiles, STARTED=self.kind.initial, UNSEEN=self.hidden)
+        return decay_gradient_kernel.bind((self.blocks, ceil_div(self.kind.sizes.HV, self.few_heads)), 4, **constants)
+
+
+# tensors of every length are a kind of their own
+forward_plan = lru_cache(maxsize=1024)(Forward)
+backward_plan = lru_cache(maxsize=1024)(Backward)
