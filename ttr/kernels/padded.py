@@ -92,7 +92,7 @@ def _full_signals(call: Call, dtype: torch.dtype) -> tuple[dict[str, Tensor], Te
 
 
 def _run(run: Callable, problem: Problem, options: dict[str, Any]) -> tuple[Tensor, State]:
-    if torch.is_inference_mode_enabled() and run in TAKE_GRADIENTS:
+    if run in TAKE_GRADIENTS and torch.is_inference_mode_enabled():
         # torch.func.grad inside inference mode gives zeros, silently, on torch 2.11: step out of it, with copies
         with torch.inference_mode(False), torch.no_grad():
             return run(problem.copy(), **options)

@@ -59,12 +59,15 @@ class Bound:
         key = (device, self.warps, self.stages, types, tuple(self.constants.values()))
         known = self.kernel.compiled.get(key)
         if known is None:
-            fn = self.kernel.fn
-            compiled = fn[self.grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+            compiled = self.through_triton(*arguments)
             if compiled is not None:  # in the interpreter nothing is compiled
-                rest = tuple(self.constants[name] for name in fn.arg_names[len(arguments) :])
+                rest = tuple(self.constants[name] for name in self.kernel.fn.arg_names[len(arguments) :])
                 self.kernel.compiled[key] = compiled.run, device, compiled.function, compiled.packed_metadata, rest
         return known
+
+    def through_triton(self, *arguments: Tensor | float | None) -> Any:
+        """For tensors that do not lie on 16 bytes."""
+        return self.kernel.fn[self.grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
 
 
 _scratch: dict[tuple[int, int], Tensor] = {}  # (device, stream) -> where its launches keep their tensor descriptors

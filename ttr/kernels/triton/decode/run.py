@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
+from ..launch import Bound
 from .step import step_kernel
 
 
@@ -28,20 +29,31 @@ def step_in_place(
     erase: bool, look_before: bool, read_before: bool, rule: str, launch: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """o of one token; `state` is updated. launch: (columns, warps) other than the committed ones."""
-    B, HV, dk, dv = state.shape
     q, k, v = _rows(q), _rows(k), _rows(v)
-    (q_b, q_h, _), (k_b, k_h, _), (v_b, v_h, _) = q.stride(), k.stride(), v.stride()
-    (step_b, step_h), (decay_b, decay_h) = _strides(step), _strides(log_decay)
-    o = torch.empty((B, HV, dv), dtype=v.dtype, device=v.device)
-    columns, warps = launch_of(B * HV, dk, dv) if launch is None else launch
-    step_kernel[(B * HV * -(-dv // columns),)](
-        q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale,
-        q_b, q_h, k_b, k_h, v_b, v_h, step_b, step_h, decay_b, decay_h,
-        HV=HV, GROUP=HV // q.shape[1], DK=dk, DV=dv, BK=_power_of_2(dk), BV=columns,
-        ERASE=erase, STEPS=step is not None, DECAYS=log_decay is not None, RULE=rule,
-        LOOK_BEFORE=look_before, READ_BEFORE=read_before, num_warps=warps,  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
+    o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *_strides(step), *_strides(log_decay)
+    flags = erase, step is not None, log_decay is not None, rule, look_before, read_before
+    bound = _bound(state.shape, q.shape[1], strides, flags, launch)
+    arguments = q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale
+    if (q.data_ptr() | k.data_ptr() | v.data_ptr() | state.data_ptr()) % 16:  # views of something wider
+        bound.through_triton(*arguments)
+    else:
+        bound(*arguments)
     return o
+
+
+@lru_cache(maxsize=1024)
+def _bound(shape: torch.Size, H: int, strides: tuple[int, ...], flags: tuple, launch: tuple[int, int] | None) -> Bound:
+    B, HV, dk, dv = shape
+    columns, warps = launch_of(B * HV, dk, dv) if launch is None else launch
+    return step_kernel.bind(
+        (B * HV * -(-dv // columns),), warps, **dict(zip(STRIDES, strides, strict=True)), HV=HV, GROUP=HV // H, DK=dk, DV=dv,
+        BK=_power_of_2(dk), BV=columns, **dict(zip(FLAGS, flags, strict=True)),
+    )  # fmt: skip
+
+
+STRIDES = ("q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "step_b", "step_h", "decay_b", "decay_h")
+FLAGS = ("ERASE", "STEPS", "DECAYS", "RULE", "LOOK_BEFORE", "READ_BEFORE")
 
 
 def _power_of_2(n: int) -> int:

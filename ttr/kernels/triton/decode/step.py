@@ -8,6 +8,8 @@ Both products with the new state come from the old one's tile, q^T S' = a q^T S 
 import triton
 import triton.language as tl
 
+from ..launch import kernel
+
 
 @triton.jit
 def number_of(numbers, given, b, h, stride_b, stride_h, GIVEN: tl.constexpr):
@@ -18,11 +20,11 @@ def number_of(numbers, given, b, h, stride_b, stride_h, GIVEN: tl.constexpr):
         return given
 
 
-@triton.jit
+@kernel("step_number log_decay_number gain eps scale")
 def step_kernel(
-    q, k, v, step, log_decay, state, o,
-    step_number, log_decay_number, gain, eps, scale,
-    q_b, q_h, k_b, k_h, v_b, v_h, step_b, step_h, decay_b, decay_h,
+    q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale,
+    q_b: tl.constexpr, q_h: tl.constexpr, k_b: tl.constexpr, k_h: tl.constexpr, v_b: tl.constexpr, v_h: tl.constexpr,
+    step_b: tl.constexpr, step_h: tl.constexpr, decay_b: tl.constexpr, decay_h: tl.constexpr,
     HV: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ERASE: tl.constexpr, STEPS: tl.constexpr, DECAYS: tl.constexpr, RULE: tl.constexpr,
     LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
