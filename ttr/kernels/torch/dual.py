@@ -6,11 +6,14 @@ linear layer (x its input, d the loss's gradient at its output), and the layer a
     y_t = sum_k Q0_tk h_t Z_k + sum_e R_te (h_t . x_e) d_e          Z_k: the slots when the mini-batch began
 
 masked attention with the read mask R of the probed optimizer in place of the causal mask. Mini-batches follow one
-another. Source: the dual form of TTT (2407.04620, section 2.5), here for any linear optimizer and any depth.
+another; backward keeps the states between groups of them and makes the rest again. Source: the dual form of TTT
+(2407.04620, section 2.5), here for any linear optimizer and any depth.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from math import isqrt
 from typing import Any
 
 import torch
@@ -19,10 +22,12 @@ from torch.func import grad, vmap
 
 from ...inner_loop import InnerLoop, concatenate, reopened
 from ...inner_optim import Signals
-from ...lowering import Coefficients, coefficients, effective_signals, keep_factor
+from ...lowering import coefficients, effective_signals, keep_factor
+from ...spec import Spec
 from ...state import State
 from ..problem import Problem
 from .chunk import double, sum_of, tokens_as_blocks
+from .recompute import recomputed
 
 Weights = dict[str, Tensor]
 
@@ -40,41 +45,83 @@ def dual(problem: Problem) -> tuple[Tensor, State]:
     return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
 
 
+KEPT = 8  # up to so many mini-batches backward finds the whole graph of; longer sequences are run again in groups
+TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients; everything else is [N, H, T, ...]
+
+
 def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
     spec, T = problem.spec, problem.q.shape[2]
-    values = effective_signals(problem)
     gathered = {name: x for name, x in problem.state.mini_batch.items() if name != "position"}
     memory: dict[str, dict] = {"weights": problem.state.weights, "slots": problem.state.slots, "mini_batch": gathered}
-    probed = None
-    if not spec.optimizer.accumulate:
-        probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
     size = spec.mini_batch if isinstance(spec.mini_batch, int) else position + T
-    outputs, t = [], 0
-    while t < T:
-        end = min(T, t + size - position)
-        part: dict[str, Any] = {
-            "q": problem.q[:, :, t:end],
-            "k": problem.k[:, :, t:end].flatten(2, 3),
-            "v": problem.v[:, :, t:end].flatten(2, 3),
-        }
-        part["signals"] = {name: s[:, :, t:end].flatten(2)[..., None] for name, s in values.items()}
-        if problem.log_decay is not None:
-            part["log_decay"] = problem.log_decay[:, :, t:end]
-        if probed is not None:
-            part |= _rows(probed, t, end, spec.read.at == "before")
-        mini_batch = MiniBatch(problem.spec, position, closes=position + end - t == spec.mini_batch)
-        o, memory = vmap(vmap(mini_batch.run), in_dims=(0, 0, None))(part, memory, problem.params)
+    lengths = _mini_batches(T, size, position)
+    several = len(lengths) if len(lengths) <= KEPT else isqrt(len(lengths) - 1) + 1
+    groups = [lengths[i : i + several] for i in range(0, len(lengths), several)]
+    run = recomputed if len(groups) > 1 else _plainly
+    outputs = []
+    for tokens, group in zip(_cut(_tokens(problem), [sum(group) for group in groups]), groups, strict=True):
+        o, memory = run(partial(_group, spec, group, position), tokens, memory, problem.params)
         outputs.append(o)
-        position = 0 if mini_batch.closes else position + end - t
-        t = end
+        position = (position + sum(group)) % size
+    if not isinstance(spec.mini_batch, int):
+        position = size
     memory["mini_batch"]["position"] = torch.full_like(problem.state.mini_batch["position"], position)
     return torch.cat(outputs, 2), State(**memory, spec_hash=spec.hash)
 
 
-def _rows(probed: Coefficients, t: int, end: int, read_before: bool) -> dict[str, Tensor]:
+def _plainly(fn, *arguments):
+    return fn(*arguments)
+
+
+def _mini_batches(T: int, size: int, position: int) -> list[int]:
+    """How many tokens of each, of which the first is open at `position`."""
+    first = min(T, size - position)
+    whole, rest = divmod(T - first, size)
+    return [first] + [size] * whole + [rest] * (rest > 0)
+
+
+def _tokens(problem: Problem) -> dict[str, Any]:
+    """All that comes token by token."""
+    spec, values = problem.spec, effective_signals(problem)
+    tokens: dict[str, Any] = {"q": problem.q, "k": problem.k, "v": problem.v, "signals": values}
+    if problem.log_decay is not None:
+        tokens["log_decay"] = problem.log_decay
+    if not spec.optimizer.accumulate:
+        probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
+        tokens |= {"A": probed.A, "b": probed.b, "c": probed.c, "read": probed.read}
+    return tokens
+
+
+def _cut(tokens: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
+    """The tokens of consecutive pieces. One split of each tensor: its gradient is one concatenation."""
+    pieces: list[dict[str, Any]] = [{} for _ in lengths]
+    for name, x in tokens.items():
+        parts = _cut(x, lengths) if isinstance(x, dict) else x.split(lengths, TOKEN_AXIS.get(name, 2))
+        for piece, part in zip(pieces, parts, strict=True):
+            piece[name] = part
+    return pieces
+
+
+def _group(spec: Spec, lengths: list[int], position: int, tokens: dict, memory: dict, params: Weights) -> tuple[Tensor, dict]:
+    """Consecutive mini-batches of all heads, the first of them open at `position`."""
+    outputs = []
+    for length, own in zip(lengths, _cut(tokens, lengths), strict=True):
+        part = {"q": own["q"], "k": own["k"].flatten(2, 3), "v": own["v"].flatten(2, 3)}
+        part["signals"] = {name: s.flatten(2)[..., None] for name, s in own["signals"].items()}
+        if "log_decay" in own:
+            part["log_decay"] = own["log_decay"]
+        if "A" in own:
+            part |= _rows(own["A"], own["b"], own["c"], own["read"], spec.read.at == "before")
+        mini_batch = MiniBatch(spec, position, closes=position + length == spec.mini_batch)
+        o, memory = vmap(vmap(mini_batch.run), in_dims=(0, 0, None))(part, memory, params)
+        outputs.append(o)
+        position = 0 if mini_batch.closes else position + length
+    return torch.cat(outputs, 2), memory
+
+
+def _rows(A: Tensor, b: Tensor, c: Tensor, read: Tensor, read_before: bool) -> dict[str, Tensor]:
     """The mini-batch's masks and rows from the doubling of chunk.py, on coefficients alone: each [N, H, ...]."""
-    A, b, c = (x[..., t:end, :, :, 0] for x in (probed.A, probed.b, probed.c))
-    read = probed.read[..., t:end, :, 0]
+    A, b, c, read = (x[..., 0] for x in (A, b, c, read))
     r, N, H, m, n = b.shape[:5]
     pad = (1 << (m - 1).bit_length()) - m  # doubling wants a power of two: the rest are no events
     if pad:
