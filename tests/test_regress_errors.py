@@ -103,7 +103,7 @@ REFUSED = {
     "step is true": (DELTA, {"step": True}, "step: got bool, expected a tensor or a number"),
     # gates
     "a factor for its log": (GATED, {"log_decay": draw(B, T, HV).sigmoid()}, "log_decay: got a maximum of", "natural logs <= 0 (is this a factor"),
-    "nan": (GATED, {"log_decay": torch.full((B, T, HV), math.nan)}, "log_decay: got a maximum of nan, expected natural logs <= 0"),
+    "nan": (GATED, {"log_decay": torch.full((B, T, HV), math.nan)}, "log_decay: got NaN, expected natural logs <= 0"),
     "positive number": (GATED, {"log_decay": 0.5}, "log_decay: got a maximum of 0.5, expected natural logs <= 0"),
     "gate heads": (GATED, {"log_decay": -draw(H).abs()}, "log_decay: got shape [2], expected [4] or [2, 9, 4], natural log"),
     "gate per key": (GATED, {"log_decay": -draw(B, T, HV, DK).abs()}, "log_decay: got shape [2, 9, 4, 4], expected [4] or [2, 9, 4], natural log"),
@@ -163,7 +163,7 @@ def test_states_that_do_not_fit():
 
 HUBER = {"optimizer": {"kind": "sgd", "step": 1.0}, "objective": "huber", **BARE}
 PATHS = {
-    "unknown": (DELTA, "chunky", "path='chunky' cannot serve this declaration; choose from ['auto', 'chunk', 'recurrent', 'definition']"),
+    "unknown": (DELTA, "chunky", "path='chunky' is not known; choose from ['auto', 'chunk', 'definition', 'dual', 'recurrent', 'sdpa', 'triton']. Did you mean 'chunk'?"),
     "chunk of huber": (HUBER, "chunk", "path='chunk' cannot serve", "the gradient of objective 'huber' is not affine in the prediction"),
     "recurrent of an mlp": (MLP, "recurrent", "path='recurrent' cannot serve", "regressor 'mlp' is not linear in its weights"),
     "chunk per value": (PER_VALUE, "chunk", "path='chunk' cannot serve", "['step'] per value channel gives each column its own triangular system"),
@@ -171,7 +171,7 @@ PATHS = {
     "chunk of softmax": (SOFTMAX, "chunk", "choose from ['auto', 'sdpa', 'definition']"),
     "unknown option": (DELTA, {"kind": "chunk", "chunksize": 4},
         "path 'chunk': option='chunksize' is not known; choose from ['chunk_size']. Did you mean 'chunk_size'?"),
-    "option of another path": (DELTA, {"kind": "recurrent", "chunk_size": 4}, "path 'recurrent': option='chunk_size' is not known; choose from []"),
+    "option of another path": (DELTA, {"kind": "recurrent", "chunk_size": 4}, "path: 'recurrent' has no options, got 'chunk_size'"),
     "chunk_size": (DELTA, {"kind": "chunk", "chunk_size": 12}, "chunk_size=12: expected a power of two"),
     "no path": (DELTA, 3, "path: got int, expected a path's name or a mapping"),
 }  # fmt: skip

@@ -10,13 +10,15 @@ import torch
 from .constant import constant
 from .kernels.triton.eligible import why_not_machine, why_not_sizes, why_not_triton
 from .lowering import folds_value_step, is_linear, per_value_signals
+from .registry import unknown
 from .spec import spec as read_spec
 
+NAMES = ("definition", "recurrent", "chunk", "dual", "sdpa", "triton")
 SHORT = 8  # tokens below which one event at a time beats setting up a chunk
 
 
 def select_path(
-    spec, *, path: str = "auto", length: int | None = None, device: str | None = None, dtype: torch.dtype | None = None,
+    spec, *, path: str = "auto", length: int | None = None, device: str | torch.device | None = None, dtype: torch.dtype | None = None,
     dk: int | None = None, dv: int | None = None, capability: tuple[int, int] | None = None,
 ) -> tuple[str, str]:  # fmt: skip
     """The path that runs a declaration, and why: (path, reason).
@@ -25,8 +27,23 @@ def select_path(
     declaration). dtype: the widest of q, k and v; dk, dv: head sizes; capability: of the GPU. What is not told is taken to fit.
     Pure and never silent: an explicit `path` that cannot serve raises ValueError with the reason.
     """
+    if not isinstance(path, str):
+        raise ValueError(f"path: got {type(path).__name__}, expected a path's name; choose from {['auto', *NAMES]}")
     short = index(length) if length is not None and length < SHORT else None
+    if isinstance(device, torch.device):
+        device = device.type
+    elif device is not None:
+        device = _kind(device)
     return _select(read_spec(spec), path, short, device, dtype, dk, dv, capability)
+
+
+@constant
+def _kind(device: str) -> str:
+    """cuda of cuda:0; raises ValueError for what torch does not know."""
+    try:
+        return torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: expected a torch.device or its name, as 'cpu', 'cuda' or 'cuda:0'") from error
 
 
 @constant
@@ -40,6 +57,8 @@ def _select(spec, path: str, short: int | None, device, dtype, dk, dv, capabilit
         if device not in (None, "cpu") and best != "triton" and is_linear(spec):
             why += f"; no Triton kernel: {why_not_kernels(spec, device=device, **known)}"
         return best, why
+    if path not in NAMES:
+        raise unknown("path", path, ["auto", *possible, *(name for name in NAMES if name not in possible)])
     if path == "triton" and path not in possible:
         no = why_not_kernels(spec, device=device, **known)
         if no is None:
@@ -67,7 +86,7 @@ def why_not_kernels(
 ) -> str | None:  # fmt: skip
     """The first reason for which path='triton' cannot serve, or None; what is None is not judged."""
     why = why_not_triton(spec) or why_not_sizes(spec, dtype, dk, dv)
-    return why if why is not None or device is None else why_not_machine(device, capability)
+    return why if why is not None or device is None else why_not_machine(device, capability, dtype)
 
 
 def _torch_targets(spec) -> dict[str, str]:

@@ -100,6 +100,8 @@ def _choose(path: str | Mapping[str, Any], call: Call, dtype: torch.dtype) -> tu
     if options:
         allowed = () if kind == "triton" else PATHS[spec.regressor.family, kind][1]
         for name in options:
+            if not allowed:
+                raise ValueError(f"path: {kind!r} has no options, got {name!r}")
             if name not in allowed:
                 raise unknown(f"path {kind!r}: option", name, allowed)
     return kind, options

@@ -204,6 +204,8 @@ def _check_decay(decay: Tensor | float) -> None:
     if decay.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(decay):  # type: ignore[attr-defined]
         return
     if not bool((decay <= 0).all()):
+        if bool(decay.isnan().any()):
+            raise ValueError("log_decay: got NaN, expected natural logs <= 0")
         raise ValueError(
             f"log_decay: got a maximum of {decay.max().item():.4g}, expected natural logs <= 0 (is this a factor, not its log?)"
         )

@@ -59,6 +59,9 @@ def decode(
         _refuse_gradients({"q": q, "k": k, "v": v, "write_key": write_key, **given}, params, state)
     for name, value in given.items():
         _check_signal(name, value, facts, B, Hv, dk, dv, q.device)
+    for name, _, constant_value in facts.signals:
+        if name not in given and constant_value is None:
+            raise ValueError(f"{name} is missing: it is declared per token; pass its values, {_shapes(name, facts, B, Hv, dk, dv)}")
     if scale is not None and (isinstance(scale, (bool, Tensor)) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
         raise ValueError(f"scale={scale!r}: expected a finite number, or None for the declaration's")
     if facts.fused and kernel_runs(q.device):
@@ -119,18 +122,16 @@ def kernel_runs(device: torch.device) -> bool:
 
 
 def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts: Facts, scale: float | None) -> Tensor:
-    B, Hv, dk, dv = W.shape
+    dk, dv = W.shape[2:]
     plan = plan_of(spec, dv)
     if facts.takes_log_decay and "log_decay" not in given:
         given["log_decay"] = _own_decay(params, spec, facts, W)
 
+    numbers: dict[str, Any] = {name: number for name, _, number in facts.signals}
+
     def split(name: str, neutral: float) -> tuple[Tensor | None, float]:
         """The tensor ([], [Hv] or [B, Hv]) or the number; `neutral` when the declaration has none."""
-        value = given.get(name)
-        if value is None:
-            value = next((constant for declared, _, constant in facts.signals if declared == name), neutral)
-        if value is None:
-            raise ValueError(f"{name} is missing: it is declared per token; pass its values, {_shapes(name, facts, B, Hv, 0, 0)}")
+        value = given.get(name, numbers.get(name, neutral))
         return (value, neutral) if isinstance(value, Tensor) else (None, float(value))
 
     step, step_number = split("step", 1.0)
@@ -256,6 +257,8 @@ def _refuse_gradients(tensors: Mapping[str, Any], params: Mapping[str, Tensor] |
 
 def _check_signal(name: str, value: Any, facts: Facts, B: int, Hv: int, dk: int, dv: int, device: torch.device) -> None:
     if name not in facts.names:
+        if name == "path":
+            raise ValueError("path: decode has no paths; it takes its kernel where there is one")
         raise unknown("signal", name, facts.names)
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, (int, float)):

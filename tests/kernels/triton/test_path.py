@@ -49,7 +49,7 @@ def test_every_preset_is_served_or_the_reason_is_said():
 
 
 SIZES = {
-    "float64": ({"dtype": torch.float64}, "inputs are torch.float64; choose from ['torch.bfloat16', 'torch.float16', 'torch.float32']"),
+    "float64": ({"dtype": torch.float64}, "inputs (q, k, v, or a signal) are torch.float64; choose from ['torch.bfloat16', 'torch.float16', 'torch.float32']"),
     "odd dk": ({"dk": 24}, "dk=24; choose a multiple of 16 up to 256"),
     "wide dv": ({"dk": 64, "dv": 512}, "dv=512; choose a multiple of 16 up to 256"),
     "old GPU": ({"capability": (8, 0)}, "the kernels need compute capability 9.0, this GPU has 8.0"),
@@ -83,7 +83,7 @@ def test_a_call_is_refused_with_the_reason():
         ValueError, match=r"cannot serve this call: dk=24; choose a multiple of 16 up to 256; choose from \['auto', 'chunk'"
     ):
         ttr.regress(q, q, q, DELTA, step=0.5, path="triton")
-    with pytest.raises(ValueError, match=r"path 'triton': option='chunk_size' is not known"):
+    with pytest.raises(ValueError, match=r"path: 'triton' has no options, got 'chunk_size'"):
         ttr.regress(q[..., :16], q[..., :16], q[..., :16], DELTA, step=0.5, path={"kind": "triton", "chunk_size": 32})
     for argument in ("step", "initial_state"):  # float64 anywhere is float64 everywhere
         wide = {"step": 0.5, argument: torch.ones({"step": (1, 9, 1), "initial_state": (1, 1, 16, 16)}[argument], dtype=torch.float64)}
@@ -186,3 +186,19 @@ def test_a_mixer_trains_along_the_kernels():
         m(x).square().sum().backward()
     for (name, p), r in zip(mixer.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, r.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_bf16_is_refused_where_the_interpreter_gets_it_wrong():
+    q = torch.randn(1, 20, 1, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="interpreter computes wrong numbers in torch.bfloat16; choose torch.float32 or torch.float16"):
+        ttr.regress(q, q, q, "linear_attention_unnormalised", path="triton")
+
+
+def test_devices_by_any_name():
+    for device in ("cuda", "cuda:1", torch.device("cuda", 0)):
+        assert ttr.select_path(DELTA, device=device)[0] == "triton"
+    with pytest.raises(ValueError, match="device='gpu': expected a torch.device or its name"):
+        ttr.select_path(DELTA, device="gpu")
+    with pytest.raises(ValueError, match="path: got dict, expected a path's name"):
+        ttr.select_path(DELTA, path={"kind": "chunk"})

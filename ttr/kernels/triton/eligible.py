@@ -100,21 +100,25 @@ def _why_not_probed(spec) -> str | None:
 def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | None) -> str | None:
     """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
     if dtype is not None and dtype not in DTYPES:
-        return f"inputs are {dtype}; choose from {[str(d) for d in DTYPES]}"
+        return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
     for name, d in (("dk", dk), ("dv", dv)):
-        if d is not None and (d % 16 or d > LARGEST):
+        if d is not None and (d % 16 or not 0 < d <= LARGEST):
             return f"{name}={d}; choose a multiple of 16 up to {LARGEST}"
     if dv is not None and dv + _pad(spec, dv) > LARGEST:
         return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
     return None
 
 
-def why_not_machine(device: str, capability: tuple[int, int] | None) -> str | None:
+def why_not_machine(device: str, capability: tuple[int, int] | None, dtype: torch.dtype | None = None) -> str | None:
     """The reason for which the kernels do not run on a device, or None."""
     if not has_triton():
         return "triton is not installed (pip install 'test-time-regression[triton]', Linux)"
     if device == "cpu":
-        return None if interpreted() else "the kernels run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1)"
+        if not interpreted():
+            return "the kernels run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1 before Python starts)"
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes wrong numbers in torch.bfloat16; choose torch.float32 or torch.float16 there"
+        return None
     if device != "cuda" or torch.version.hip is not None:
         return f"the kernels run on NVIDIA GPUs, got device {'hip' if device == 'cuda' else device}"
     if capability is not None and capability < LEAST_CAPABILITY:

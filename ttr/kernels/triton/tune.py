@@ -40,7 +40,13 @@ def tune(
 
     report: is given one line a field. Returns the row as plain data. Raises ValueError where the kernels do not serve.
     """
-    spec, Hv, device = read_spec(spec), H if Hv is None else Hv, _device()
+    Hv = H if Hv is None else Hv
+    for name, value in {"B": B, "T": T, "H": H, "Hv": Hv, "dk": dk, "dv": dv}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+    if dtype not in BOUNDS:
+        raise ValueError(f"dtype={dtype!r}: choose from {[str(known) for known in BOUNDS]}")
+    spec, device = read_spec(spec), _device()
     select_path(spec, path="triton", device=device.type, dtype=dtype, dk=dk, dv=dv, capability=capability_of(device))
     if Hv % H:
         raise ValueError(f"Hv={Hv}: expected a multiple of H={H}")
@@ -48,7 +54,7 @@ def tune(
     width = dv + plan.pad
     call = _Call(spec, B, T, H, Hv, dk, width, dtype, device)
     best = configs.config_for(arch, plan.erase, dk, width, dtype)
-    expected, shortest = call.results(best), call.time(best)
+    shortest, expected = call.time(best), call.results(best)
     report(f"{arch} {ShapeClass.of(plan.erase, dk, width, dtype)}: {shortest:.3f} ms from the table")
     for name in (f.name for f in fields(Config)):
         dropped = []
@@ -122,6 +128,8 @@ class _Call:
 
     def time(self, config: Config) -> float:
         """Milliseconds."""
+        if not self.q.is_cuda:
+            raise RuntimeError("ttr.tune times kernels on a CUDA device, and there is none")
         from triton.testing import do_bench
 
         return float(do_bench(lambda: self.results(config)))  # type: ignore[arg-type]

@@ -33,7 +33,8 @@ def step_in_place(
     o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *_strides(step), *_strides(log_decay)
     flags = erase, step is not None, log_decay is not None, rule, look_before, read_before
-    bound = _bound(state.shape, q.shape[1], strides, flags, launch)
+    types = (state.get_device(), *[x if x is None else x.dtype for x in (q, k, v, step, log_decay, state)])
+    bound = _bound(types, state.shape, q.shape[1], strides, flags, launch)
     arguments = q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale
     if (q.data_ptr() | k.data_ptr() | v.data_ptr() | state.data_ptr()) % 16:  # views of something wider
         bound.through_triton(*arguments)
@@ -43,7 +44,8 @@ def step_in_place(
 
 
 @lru_cache(maxsize=1024)
-def _bound(shape: torch.Size, H: int, strides: tuple[int, ...], flags: tuple, launch: tuple[int, int] | None) -> Bound:
+def _bound(types: tuple, shape: torch.Size, H: int, strides: tuple[int, ...], flags: tuple, launch: tuple[int, int] | None) -> Bound:
+    """types: of a device and dtypes, for each of which a bound kernel is another one."""
     B, HV, dk, dv = shape
     columns, warps = launch_of(B * HV, dk, dv) if launch is None else launch
     return step_kernel.bind(
