@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import TypeVar
@@ -24,22 +25,29 @@ class Declaration:
 
 _declarations: dict[str, Declaration] = {}
 _names: dict[Declaration, str] = {}
+_lock = threading.RLock()
 
 
 def remember(declaration: Declaration) -> None:
-    """Give a declaration its name in this process; equal ones share it."""
-    name = _names.setdefault(declaration, f"<{type(declaration).__name__} {len(_names)}>")
-    _declarations.setdefault(name, declaration)
+    """Give a declaration its name in this process; equal ones share it. Raises TypeError for what is not hashable."""
+    with _lock:  # comparing declarations runs Python, between which another thread could take the same number
+        name = _names.get(declaration)
+        if name is None:
+            name = f"<{type(declaration).__name__} {len(_names)}>"
+            _names[declaration], _declarations[name] = name, declaration
     object.__setattr__(declaration, "_known_as", name)
 
 
 def constant(fn: Callable[..., R]) -> Callable[..., R]:
-    """Cache a pure function of hashable arguments, Declarations among them; a compiled caller does not trace into it."""
+    """Cache a function of hashable arguments, Declarations among them, whose answers never change.
+
+    torch.compile does not trace into it.
+    """
 
     @cache
     def cached(*args):
         # for real, also while torch.export or a fake mode looks on; derivatives inside inference mode are zeros on torch 2.11
-        with _disable_current_modes(), torch.inference_mode(False):
+        with _lock, _disable_current_modes(), torch.inference_mode(False):
             return fn(*(_declarations.get(x, x) if isinstance(x, str) else x for x in args))
 
     @wraps(fn)

@@ -114,13 +114,18 @@ class Spec(Declaration):
         }
         if streams:
             object.__setattr__(self, "layer", replace(self.layer, **streams))
+        self._remember("regressor", "objective", "optimizer", "gate")
         self._check()
-        self._remember()
+        remember(self)
 
-    def _remember(self) -> None:
-        for declaration in (self, self.regressor, self.objective, self.optimizer, self.gate):
-            if declaration is not None:
-                remember(declaration)
+    def _remember(self, *slots: str) -> None:
+        for slot in slots:
+            piece = getattr(self, slot)
+            try:
+                if piece is not None:
+                    remember(piece)
+            except TypeError as error:
+                raise SpecError(f"{slot}={piece!r}: every field of a piece must be hashable (tuples, no lists): {error}") from error
 
     def __hash__(self) -> int:
         """Worked out once: every call of `ttr.regress` looks its declaration up."""
@@ -133,7 +138,8 @@ class Spec(Declaration):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._remember()
+        self._remember("regressor", "objective", "optimizer", "gate")
+        remember(self)
 
     def _normalise(self) -> None:
         """Write what changes nothing one way, so that equivalent declarations are equal."""

@@ -49,7 +49,10 @@ def test_every_preset_is_served_or_the_reason_is_said():
 
 
 SIZES = {
-    "float64": ({"dtype": torch.float64}, "inputs (q, k, v, or a signal) are torch.float64; choose from ['torch.bfloat16', 'torch.float16', 'torch.float32']"),
+    "float64": (
+        {"dtype": torch.float64},
+        "inputs (q, k, v, or a signal) are torch.float64; choose from ['torch.bfloat16', 'torch.float16', 'torch.float32']",
+    ),
     "odd dk": ({"dk": 24}, "dk=24; choose a multiple of 16 up to 256"),
     "wide dv": ({"dk": 64, "dv": 512}, "dv=512; choose a multiple of 16 up to 256"),
     "old GPU": ({"capability": (8, 0)}, "the kernels need compute capability 9.0, this GPU has 8.0"),
@@ -191,14 +194,14 @@ def test_a_mixer_trains_along_the_kernels():
 @pytest.mark.usefixtures("interpreter")
 def test_bf16_is_refused_where_the_interpreter_gets_it_wrong():
     q = torch.randn(1, 20, 1, 16, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="interpreter computes wrong numbers in torch.bfloat16; choose torch.float32 or torch.float16"):
+    with pytest.raises(ValueError, match=r"interpreter computes wrong numbers in torch\.bfloat16; choose torch\.float32 or torch\.float16"):
         ttr.regress(q, q, q, "linear_attention_unnormalised", path="triton")
 
 
 def test_devices_by_any_name():
     for device in ("cuda", "cuda:1", torch.device("cuda", 0)):
         assert ttr.select_path(DELTA, device=device)[0] == "triton"
-    with pytest.raises(ValueError, match="device='gpu': expected a torch.device or its name"):
+    with pytest.raises(ValueError, match=r"device='gpu': expected a torch\.device or its name"):
         ttr.select_path(DELTA, device="gpu")
     with pytest.raises(ValueError, match="path: got dict, expected a path's name"):
         ttr.select_path(DELTA, path={"kind": "chunk"})
