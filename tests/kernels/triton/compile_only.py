@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from ttr.kernels.triton import configs
+from ttr.kernels.triton.decode import run as decoding
 from ttr.kernels.triton.scalar_gate import plan, run
 
 if __package__:
@@ -34,7 +35,8 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp
 OPTIONS = ("num_warps", "num_stages")
 # the classes that most have (the first in every way to call it), the widest tiles, float32; the rest with --all
 SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2", "add 256 256 2", "erase 128 128 4")
-CALLS = ("plain", "segments", "packed")
+# plain: everything given and learned; before: who looks and reads before the token's decay; bare: no state, nothing learned of the decay
+CALLS = ("plain", "segments", "packed", "before", "bare")
 
 
 @triton.jit
@@ -50,27 +52,40 @@ def transposed_accumulator(a, b, out, STORED: tl.constexpr):
 
 
 def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list[tuple]:
-    """(kernel, positional arguments, keyword arguments) of one call, forward and backward, with everything learned."""
+    """(kernel, positional arguments, keyword arguments) of one call, forward and backward."""
     found = []
 
     def record(kernel, *args, grid, warmup, **kwargs):
         found.append((kernel, args, kwargs))
 
-    rule, segments, packed = plan.Rule(key.erase, False, False), 2 if call == "segments" else 1, call == "packed"
+    before, learned, packed, segments = call == "before", call != "bare", call == "packed", 2 if call == "segments" else 1
+    rule = plan.Rule(key.erase, key.erase and before, before)
+    config = configs.checkpoint_every_chunk(config) if before else config
     B, T, H = 1 if packed else 8, 4096, 16
     with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
         dtype = {2: torch.bfloat16, 4: torch.float32}[key.itemsize]
         q, k = (torch.empty(B, T, H, key.dk, dtype=dtype) for _ in range(2))
         v, numbers = torch.empty(B, T, H, key.dv, dtype=dtype), torch.empty(B, T, H)
-        initial = torch.empty(8, H, key.dk, key.dv)
+        initial = torch.empty(8, H, key.dk, key.dv) if learned else None
         given = (q, k, v, numbers, numbers, initial, torch.empty(9, dtype=torch.int32) if packed else None)
-        o, last, saved = run.forward(*given, 0.1, rule, config, segments, True)
-        run.backward(o, last, *given, saved, 0.1, rule, config, segments)
+        o, last, saved = run.forward(*given, 0.1, rule, config, segments, True, learned)
+        run.backward(o, last if learned else None, *given, saved, 0.1, rule, config, segments, learned)
+    return found
+
+
+def steps() -> list[tuple]:
+    """The launches of decoding: one sequence and many, with signals for every token and numbers for all."""
+    found = []
+    with mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs))):
+        for B, rule, given in ((1, "plain", True), (64, "implicit", True), (8, "nlms", False)):
+            q, state = torch.empty(B, 32, 128, dtype=torch.bfloat16), torch.empty(B, 32, 128, 128)
+            numbers = torch.empty(B, 32) if given else None
+            decoding.step_in_place(q, q, q, numbers, numbers, state, 1.0, 0.0, 1.0, 1e-6, 0.1, given, False, False, rule)
     return found
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
-    """What Triton would specialise this launch to: pointers on 16 bytes, numbers that 16 divides, ones and None as constants."""
+    """What Triton specialises this launch to: pointers on 16 bytes, None as a constant; numbers as far as the kernel lets it."""
     given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
     options = {name: given.pop(name) for name in OPTIONS if name in given}
     signature, constants, attributes = {}, {}, {}
@@ -79,11 +94,11 @@ def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, d
         if isinstance(x, torch.Tensor):
             signature[p.name] = POINTERS[x.dtype]
             attributes[i,] = [["tt.divisibility", 16]]
-        elif p.is_constexpr or x is None or (isinstance(x, int) and x == 1):
+        elif p.is_constexpr or x is None or (isinstance(x, int) and x == 1 and not p.do_not_specialize):
             signature[p.name], constants[p.name] = "constexpr", x
         elif isinstance(x, int):
             signature[p.name] = "i32"
-            if x % 16 == 0:
+            if x % 16 == 0 and not p.do_not_specialize:
                 attributes[i,] = [["tt.divisibility", 16]]
         else:
             signature[p.name] = "fp32"
@@ -108,17 +123,22 @@ def main(everything: bool) -> dict:
     a = torch.empty(64, 64, dtype=torch.bfloat16, device="meta")
     controls = {name: compiled(*source(transposed_accumulator, (a, a, a, name == "stored"), {})) for name in ("pattern", "stored")}
     out, done = [], set()
+
+    def add(what: str, kernel: JITFunction, args: tuple, kwargs: dict) -> None:
+        src, options = source(kernel, args, kwargs)
+        same = src.hash(), tuple(options.items())
+        if same not in done:
+            done.add(same)
+            out.append({"name": f"{what} {'local ' if kwargs.get('LOCAL') else ''}{kernel.__name__}", **compiled(src, options)})
+
+    for launch in steps():
+        add("decode", *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:
             continue
         for call in CALLS if everything or str(key) == SUBSET[0] else ("plain",):
-            for kernel, args, kwargs in launches(key, config, call):
-                src, options = source(kernel, args, kwargs)
-                same = src.hash(), tuple(options.items())
-                if same not in done:
-                    done.add(same)
-                    name = f"{key} {call} {'local ' if kwargs.get('LOCAL') else ''}{kernel.__name__}"
-                    out.append({"name": name, **compiled(src, options)})
+            for launch in launches(key, config, call):
+                add(f"{key} {call}", *launch)
     return {"controls": controls, "kernels": out}
 
 

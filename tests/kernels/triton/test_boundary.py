@@ -59,7 +59,7 @@ def raw(spec=GATED, T=21, save=True, packed=False, started=True) -> tuple:
     start = torch.randn(3 if packed else 2, 2, D, D) if started else None
     return (
         tensors["q"], tensors["k"], tensors["v"], tensors.get("log_decay"), tensors.get("step"), start, cu_seqlens,
-        0.3, erase, False, False, save,
+        0.3, erase, False, False, save, True,
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_fake_kernels_of_a_gpu_need_none():
         step = torch.empty(8, 2048, 32, device="cuda")
         o, state = ttr.regress(q, q, v, "gated_deltanet", step=step, log_decay=step)
         assert o.shape == v.shape and o.device == v.device and o.dtype == v.dtype and state.weights["W"].shape == (8, 32, 128, 128)
-        o, _, saved = torch.ops.ttr.scalar_gate_forward.default(q, q, v, step, step, None, None, 1.0, True, False, False, True)
+        o, _, saved = torch.ops.ttr.scalar_gate_forward.default(q, q, v, step, step, None, None, 1.0, True, False, False, True, True)
         assert saved[-1].numel() == 0 and saved[0].shape[:2] == (8 * 2048, 32)
         got = torch.ops.ttr.scalar_gate_backward.default(o, None, q, q, v, step, step, None, None, saved, 1.0, True, False, False, True)
         assert [x.shape for x in got] == [x.shape for x in (q, q, v, step, step)]
@@ -102,7 +102,7 @@ def test_nothing_is_kept_where_nothing_requires_a_gradient(monkeypatch):
 
     class Spy:
         def default(self, *args):
-            seen.append(args[-1])
+            seen.append(args[-2])  # save
             return forward(*args)
 
     monkeypatch.setattr(torch.ops.ttr, "scalar_gate_forward", Spy())

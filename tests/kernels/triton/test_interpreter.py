@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ttr import testing
+from ttr.kernels.triton.configs import Launch
 
 from .direct import config, evaluate, in_dtype, poisoned
 from .mechanisms import MECHANISMS, definition, inputs
@@ -56,6 +57,13 @@ def test_lengths(name, chunk, length):
 )
 def test_head_sizes_and_groups(name, dk, dv, H, Hv):
     check(inputs(name, 18, B=2 if Hv < 3 else 1, H=H, Hv=Hv, dk=dk, dv=dv, seed=dk), tile=32)
+
+
+@pytest.mark.parametrize("name", ["mamba", "coupled, read before"])
+@pytest.mark.parametrize(("readers", "keys"), [(32, 16), (16, 32)])
+def test_readers_and_keys_of_other_tiles(name, readers, keys):
+    """As `ttr.tune` tries them."""
+    check(inputs(name, 35, B=1, H=1, Hv=1, dk=48, dv=16, seed=1), readers=Launch(readers, 4, 1), keys=Launch(keys, 4, 1))
 
 
 @pytest.mark.parametrize("name", ["half steps", "coupled, read before"])

@@ -9,18 +9,18 @@ from . import ops  # noqa: F401  (it registers the operators)
 
 
 class ScalarGate(torch.autograd.Function):
-    """(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before) -> o, last, *saved."""
+    """(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, learned) -> o, last, *saved."""
 
     @staticmethod
     def forward(*args):
-        o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*args, True)
+        o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*args[:-1], True, args[-1])
         return o, last, *saved
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, scale, erase, look_before, read_before = inputs
+        *tensors, scale, erase, look_before, read_before, learned = inputs
         saved = output[2:]
-        ctx.rule = scale, erase, look_before, read_before
+        ctx.rule, ctx.learned = (scale, erase, look_before, read_before), learned
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *saved)
@@ -30,16 +30,16 @@ class ScalarGate(torch.autograd.Function):
         q, k, v, log_decay, weight, initial, cu_seqlens, *saved = ctx.saved_tensors
         if do is None:
             if dlast is None:
-                return (None,) * 11
+                return (None,) * 12
             do = torch.zeros_like(v)
-        learned = log_decay is not None and ctx.needs_input_grad[3]
+        learned = ctx.learned
         backward = Backward.apply if torch.is_grad_enabled() else Backward.forward
         got = iter(backward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *saved, *ctx.rule, learned))
         dq, dk, dv = next(got), next(got), next(got)
         dlog_decay = next(got) if learned else None
         dweight = None if weight is None else next(got)
         dinitial = None if initial is None else next(got)
-        return dq, dk, dv, dlog_decay, dweight, dinitial, None, None, None, None, None
+        return dq, dk, dv, dlog_decay, dweight, dinitial, None, None, None, None, None, None
 
 
 def apply(function: type[torch.autograd.Function], *args):
@@ -76,9 +76,9 @@ def scalar_gate(
     """o and the last state; nothing is kept for backward where nothing requires a gradient."""
     args = (q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before)
     if not differentiated(args[:6]):
-        o, last, _ = torch.ops.ttr.scalar_gate_forward.default(*args, False)
+        o, last, _ = torch.ops.ttr.scalar_gate_forward.default(*args, False, False)
         return o, last
-    o, last, *_ = apply(ScalarGate, *args)
+    o, last, *_ = apply(ScalarGate, *args, log_decay is not None and log_decay.requires_grad)
     return o, last
 
 

@@ -66,22 +66,13 @@ class Bound:
         return known
 
     def through_triton(self, *arguments: Tensor | float | None) -> Any:
-        """For tensors that do not lie on 16 bytes."""
+        """The way that looks at every argument: to compile, and for tensors that do not lie on 16 bytes."""
         return self.kernel.fn[self.grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
 
 
-_scratch: dict[tuple[int, int], Tensor] = {}  # (device, stream) -> where its launches keep their tensor descriptors
-
-
 def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-    """What a launch needs for its tensor descriptors; one piece serves all launches of a stream, which come one after another."""
-    if torch.cuda.is_current_stream_capturing():  # a graph may be replayed beside anything
-        return torch.empty(size, dtype=torch.int8, device="cuda")
-    key = torch.cuda.current_device(), stream or 0
-    kept = _scratch.get(key)
-    if kept is None or kept.numel() < size:
-        _scratch[key] = kept = torch.empty(size, dtype=torch.int8, device="cuda")
-    return kept
+    """What a launch needs for its tensor descriptors, of torch's own allocator: ordered by stream, and by graph where one is made."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def prepare() -> None:

@@ -1,7 +1,8 @@
 """ttr::scalar_gate_forward and ttr::scalar_gate_backward: schemas and fake kernels, which need no triton.
 
 q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype. log_decay, weight: None, [Hv] or [B, T, Hv], float32. initial, last:
-[N, Hv, dk, dv], float32. cu_seqlens: [N + 1] int32, with B = 1. `saved` is empty unless save.
+[N, Hv, dk, dv], float32. cu_seqlens: [N + 1] int32, with B = 1. `saved` is empty unless save. learned: the log decay
+wants a gradient.
 The configuration and the number of segments follow from the sizes and the device, inside.
 """
 
@@ -22,7 +23,7 @@ library = torch.library.Library("ttr", "FRAGMENT")
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? weight, Tensor? initial, Tensor? cu_seqlens"
 _RULE = "float scale, bool erase, bool look_before, bool read_before"
 library.define(
-    f"scalar_gate_forward({_INPUTS}, {_RULE}, bool save) -> (Tensor o, Tensor last, Tensor[] saved)",
+    f"scalar_gate_forward({_INPUTS}, {_RULE}, bool save, bool learned) -> (Tensor o, Tensor last, Tensor[] saved)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 library.define(
@@ -48,10 +49,12 @@ def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool, before
     return choice._replace(config=configs.checkpoint_every_chunk(choice.config)) if before else choice
 
 
-def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool) -> dict[str, Any]:
+def _saved(
+    q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool, learned: bool
+) -> dict[str, Any]:
     config, _, room = _choose(q, v, cu_seqlens, erase, before)
     gated, packed = log_decay is not None, cu_seqlens is not None
-    return saved(sizes_of(q, v, cu_seqlens), q.dtype, config, room, erase=erase, gated=gated, packed=packed)
+    return saved(sizes_of(q, v, cu_seqlens), q.dtype, config, room, erase=erase, gated=gated, learned=learned, packed=packed)
 
 
 def _ready(*tensors: Tensor | None) -> list[Any]:
@@ -62,15 +65,15 @@ def _ready(*tensors: Tensor | None) -> list[Any]:
     ]
 
 
-def _forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
+def _forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save, learned):
     from .scalar_gate import run
 
     config, segments, room = _choose(q, v, cu_seqlens, erase, look_before or read_before)
     q, k, v, log_decay, weight, initial, cu_seqlens = _ready(q, k, v, log_decay, weight, initial, cu_seqlens)
     rule = _rule(erase, look_before, read_before)
-    o, last, kept = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save)
+    o, last, kept = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save, learned)
     if save and room and segments == 1:  # uncut, but of a size of which longer sequences would be: their shapes, unused
-        shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before)
+        shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before, learned)
         kept[-2:] = (v.new_empty(shapes[name][0], dtype=torch.float32) for name in ("starts", "transfer"))
     return o, last, kept if save else []
 
@@ -112,10 +115,10 @@ def _on_cpu(kernel):
     return call
 
 
-def _fake_forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
+def _fake_forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save, learned):
     s = sizes_of(q, v, cu_seqlens)
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before).values() if save else ()
+    shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before, learned).values() if save else ()
     return o, last, [v.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
 
 

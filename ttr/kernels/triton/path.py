@@ -79,7 +79,9 @@ def _tensor(x: Tensor | float, Hv: int, device: torch.device) -> Tensor:
 
 def _number(value: float, Hv: int, device: torch.device) -> Tensor:
     """[Hv] of one number."""
-    return torch.full((Hv,), value, device=device) if torch.compiler.is_compiling() else _kept_number(value, Hv, device)
+    if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return torch.full((Hv,), value, dtype=torch.float32, device=device)  # what a graph fills is empty until it is replayed
+    return _kept_number(value, Hv, device)
 
 
 @lru_cache(maxsize=1024)

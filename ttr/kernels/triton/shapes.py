@@ -45,11 +45,12 @@ def sizes_of(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Sizes:
 
 
 def saved(
-    s: Sizes, dtype: torch.dtype, config: Config, room: int, *, erase: bool, gated: bool, packed: bool, save: bool = True
+    s: Sizes, dtype: torch.dtype, config: Config, room: int, *, erase: bool, gated: bool, learned: bool, packed: bool, save: bool = True
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """What forward makes for backward, name -> (shape, dtype); without `save`, as much as forward itself needs.
 
-    room: for how many segments; with 0 their tensors have a first axis of length 0. What there is does not depend on sizes.
+    learned: whether the log decay, if there is one, wants a gradient. room: for how many segments; with 0 their tensors have
+    a first axis of length 0. What there is does not depend on sizes.
     Axes that may be symbols are multiplied into the first one: torch asks of every other whether it is 1, which would
     compile a graph for each answer.
     """
@@ -60,7 +61,7 @@ def saved(
         out["inverse"] = out["reads"] = (s.tokens, s.HV, config.chunk), dtype
     if save and erase:
         out["error"] = (s.tokens, s.HV, s.dv), dtype
-    if save and gated:  # [blocks of chunks, Hv]: the state before the last chunk of each
+    if save and gated and learned:  # [blocks of chunks, Hv]: the state before the last chunk of each
         out["checkpoints"] = (s.slots(config.chunk * config.every, packed) * s.HV, s.dk, s.dv), dtype
     # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or log decay
     pieces = s.N * room * s.HV

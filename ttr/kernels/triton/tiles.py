@@ -18,14 +18,14 @@ def sequence(cu_seqlens, n, T, PACKED: tl.constexpr):
 
 
 @triton.jit
-def scanned(cu_seqlens, T, segment, segments, segment_chunks, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
-    """What a scan's program goes over; its grid is (tiles, sequences x value heads, segments).
+def scanned(cu_seqlens, T, memory, segment, segments, segment_chunks, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
+    """What a scan's program goes over; its grid is (sequences x value heads x tiles, segments), tiles next to each other.
 
     The sequence and the head; the sequence's first token, length and chunks; the segment's first chunk and the one behind
     its last; the segment's place among all states.
     """
-    n = tl.program_id(1) // HV
-    head = tl.program_id(1) % HV
+    n = memory // HV
+    head = memory % HV
     first, length = sequence(cu_seqlens, n, T, PACKED)
     chunks = tl.cdiv(length, C)
     begin = segment * segment_chunks

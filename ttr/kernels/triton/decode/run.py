@@ -31,11 +31,14 @@ def step_in_place(
     """o of one token; `state` is updated. launch: (columns, warps) other than the committed ones."""
     q, k, v = _rows(q), _rows(k), _rows(v)
     o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *_strides(step), *_strides(log_decay)
-    flags = erase, step is not None, log_decay is not None, rule, look_before, read_before
+    batch, heads = zip(q.stride()[:2], k.stride()[:2], v.stride()[:2], _strides(step), _strides(log_decay), strict=True)
+    if state.shape[0] == 1:
+        batch = (0,) * 5
+    aligned = (batch[0] | batch[1] | batch[2]) % 16 == 0
+    flags = aligned, erase, step is not None, log_decay is not None, rule, look_before, read_before
     types = (state.get_device(), *[x if x is None else x.dtype for x in (q, k, v, step, log_decay, state)])
-    bound = _bound(types, state.shape, q.shape[1], strides, flags, launch)
-    arguments = q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale
+    bound = _bound(types, state.shape, q.shape[1], heads, flags, launch)
+    arguments = q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale, *batch
     if (q.data_ptr() | k.data_ptr() | v.data_ptr() | state.data_ptr()) % 16:  # views of something wider
         bound.through_triton(*arguments)
     else:
@@ -44,17 +47,17 @@ def step_in_place(
 
 
 @lru_cache(maxsize=1024)
-def _bound(types: tuple, shape: torch.Size, H: int, strides: tuple[int, ...], flags: tuple, launch: tuple[int, int] | None) -> Bound:
+def _bound(types: tuple, shape: torch.Size, H: int, heads: tuple[int, ...], flags: tuple, launch: tuple[int, int] | None) -> Bound:
     """types: of a device and dtypes, for each of which a bound kernel is another one."""
     B, HV, dk, dv = shape
     columns, warps = launch_of(B * HV, dk, dv) if launch is None else launch
     return step_kernel.bind(
-        (B * HV * -(-dv // columns),), warps, **dict(zip(STRIDES, strides, strict=True)), HV=HV, GROUP=HV // H, DK=dk, DV=dv,
-        BK=_power_of_2(dk), BV=columns, **dict(zip(FLAGS, flags, strict=True)),
+        (B * HV * -(-dv // columns),), warps, ALIGNED=flags[0], **dict(zip(STRIDES, heads, strict=True)), HV=HV, GROUP=HV // H,
+        DK=dk, DV=dv, BK=_power_of_2(dk), BV=columns, **dict(zip(FLAGS, flags[1:], strict=True)),
     )  # fmt: skip
 
 
-STRIDES = ("q_b", "q_h", "k_b", "k_h", "v_b", "v_h", "step_b", "step_h", "decay_b", "decay_h")
+STRIDES = ("q_h", "k_h", "v_h", "step_h", "decay_h")
 FLAGS = ("ERASE", "STEPS", "DECAYS", "RULE", "LOOK_BEFORE", "READ_BEFORE")
 
 

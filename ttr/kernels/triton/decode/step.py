@@ -20,20 +20,23 @@ def number_of(numbers, given, b, h, stride_b, stride_h, GIVEN: tl.constexpr):
         return given
 
 
-@kernel("step_number log_decay_number gain eps scale")
+@kernel("step_number log_decay_number gain eps scale q_b k_b v_b step_b decay_b")
 def step_kernel(
     q, k, v, step, log_decay, state, o, step_number, log_decay_number, gain, eps, scale,
-    q_b: tl.constexpr, q_h: tl.constexpr, k_b: tl.constexpr, k_h: tl.constexpr, v_b: tl.constexpr, v_h: tl.constexpr,
-    step_b: tl.constexpr, step_h: tl.constexpr, decay_b: tl.constexpr, decay_h: tl.constexpr,
+    q_b, k_b, v_b, step_b, decay_b, ALIGNED: tl.constexpr,
+    q_h: tl.constexpr, k_h: tl.constexpr, v_h: tl.constexpr, step_h: tl.constexpr, decay_h: tl.constexpr,
     HV: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ERASE: tl.constexpr, STEPS: tl.constexpr, DECAYS: tl.constexpr, RULE: tl.constexpr,
     LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
 ):  # fmt: skip
     """q, k: [B, HV / GROUP, dk], v, o: [B, HV, dv], state: [B, HV, dk, dv] float32, contiguous; strides of batch and head.
+    ALIGNED: 16 divides the strides of the batch of q, k and v.
 
     STEPS, DECAYS: step and log_decay are tensors (any strides, 0 included), else step_number and log_decay_number hold.
     RULE: plain | nlms | implicit, the step rule; w = gain times the effective step.
     """
+    if ALIGNED:
+        q_b, k_b, v_b = tl.multiple_of(q_b, 16), tl.multiple_of(k_b, 16), tl.multiple_of(v_b, 16)
     tiles: tl.constexpr = (DV + BV - 1) // BV
     place = tl.program_id(0)
     tile, memory = place % tiles, (place // tiles).to(tl.int64)

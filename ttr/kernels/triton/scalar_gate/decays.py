@@ -39,8 +39,8 @@ def sum_of_tiles(base, tokens, at, valid, HV: tl.constexpr, TILES: tl.constexpr)
 @kernel("N T tokens")
 def decay_gradient_kernel(
     taken, unseen, given, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, tokens,
-    HV: tl.constexpr, TILES: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr, STARTED: tl.constexpr,
-    UNSEEN: tl.constexpr, PACKED: tl.constexpr,
+    HV: tl.constexpr, READERS: tl.constexpr, WRITERS: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr,
+    STARTED: tl.constexpr, UNSEEN: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """dlog_decay_t = what is read from token t on (after its own decay) of what was written before it. A block a program.
 
@@ -70,23 +70,23 @@ def decay_gradient_kernel(
     for chunk in range(begin, end):
         valid = (chunk * C + i < length)[:, None] & inside[None, :]
         at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
-        missed += tl.sum(sum_of_tiles(taken, tokens, at, valid, HV, TILES) - sum_of_tiles(given, tokens, at, valid, HV, TILES), 0)
+        missed += tl.sum(sum_of_tiles(taken, tokens, at, valid, HV, READERS) - sum_of_tiles(given, tokens, at, valid, HV, WRITERS), 0)
         earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)  # the chunk before is whole
-        missed -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, TILES), 0)
+        missed -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, WRITERS), 0)
     missed /= end - begin
     for step in range(0, end - begin):
         chunk = end - 1 - step
         valid = (chunk * C + i < length)[:, None] & inside[None, :]
         at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
-        net = sum_of_tiles(taken, tokens, at, valid, HV, TILES) - sum_of_tiles(given, tokens, at, valid, HV, TILES)
-        away = sum_of_tiles(leaving, tokens, at, valid, HV, TILES)
+        net = sum_of_tiles(taken, tokens, at, valid, HV, READERS) - sum_of_tiles(given, tokens, at, valid, HV, WRITERS)
+        away = sum_of_tiles(leaving, tokens, at, valid, HV, WRITERS)
         dg = tl.cumsum(net, 0, reverse=True) + tl.cumsum(away, 0) - away + (past - missed * step)[None, :]
         if UNSEEN:
-            dg -= sum_of_tiles(unseen, tokens, at, valid, HV, TILES)
+            dg -= sum_of_tiles(unseen, tokens, at, valid, HV, READERS)
         past += tl.sum(net, 0)
         tl.store(dlog_decay + at, dg, mask=valid)
         earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)
-        past -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, TILES), 0)
+        past -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, WRITERS), 0)
 
 
 @kernel("N T")

@@ -41,9 +41,12 @@ def forward_kernel(
     LOCAL: from S = 0, no outputs but `last`; further tiles carry the identity instead and give the segment's transfer
     [N, segments, Hv, dk, dk] (ERASE) or its total log2 decay [N, segments, Hv].
     """
-    tile = tl.program_id(0)
-    segment = tl.program_id(2)
-    n, head, first, length, chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
+    tiles: tl.constexpr = tl.cdiv(DV, BV) + (tl.cdiv(DK, BV) if LOCAL and ERASE else 0)
+    tile = tl.program_id(0) % tiles
+    segment = tl.program_id(1)
+    n, head, first, length, chunks, begin, end, place = scanned(
+        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    )
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     values_ = tokens_of(v, first, head, length, HV, DV, C, BV)

@@ -25,9 +25,12 @@ def keys_kernel(
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what the reads inside the chunk
     take of every write (given) and what later chunks take of it (leaving).
     """
-    tile = tl.program_id(0)
-    segment = tl.program_id(2)
-    _n, head, first, length, _chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
+    tiles: tl.constexpr = tl.cdiv(DK, BK)
+    tile = tl.program_id(0) % tiles
+    segment = tl.program_id(1)
+    _n, head, first, length, _chunks, begin, end, place = scanned(
+        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    )
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)

@@ -50,17 +50,17 @@ def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Co
     return Kind(sizes, q.dtype, q.get_device(), *axes, initial is not None, cu_seqlens is not None, rule, config, segments)
 
 
-MOST_MEMORIES = 65535  # what CUDA takes along a grid's second axis
 RULE = ("GATED", "WEIGHTED", "LOOK_BEFORE", "READ_BEFORE", "PACKED", "PRECISION")
 
 
 class Plan:
-    """The launches of calls of one kind; each is made when it is first asked for. save: whether there is a backward pass."""
+    """The launches of calls of one kind; each is made when it is first asked for.
 
-    def __init__(self, kind: Kind, save: bool = True):
-        s, self.kind, self.config = kind.sizes, kind, kind.config
-        if s.N * s.HV > MOST_MEMORIES:
-            raise ValueError(f"path='triton': {s.N} sequences x {s.HV} value heads; a launch takes {MOST_MEMORIES}: split the batch")
+    save: whether there is a backward pass. learned: whether the log decay wants a gradient.
+    """
+
+    def __init__(self, kind: Kind, save: bool, learned: bool):
+        s, self.kind, self.config, self.learned = kind.sizes, kind, kind.config, learned and kind.log_decay is not None
         self.erase, self.gated = kind.rule.erase, kind.log_decay is not None
         self.dk, self.dv = (max(16, power_of_two(d)) for d in (s.dk, s.dv))
         self.segment_chunks = ceil_div(ceil_div(s.T, self.config.chunk), kind.segments)
@@ -69,9 +69,11 @@ class Plan:
         self.few_heads = min(16, power_of_two(s.HV))
         # a weight below it cannot be divided out again
         self.least_weight = 2.0**-14 if kind.dtype == torch.float16 else 1e-30
-        self.tiles = ceil_div(s.dk, self.config.readers.tile)
+        self.reader_tiles, self.writer_tiles = (ceil_div(s.dk, launch.tile) for launch in (self.config.readers, self.config.keys))
         room = kind.segments if kind.segments > 1 else 0
-        self.shapes = saved(s, kind.dtype, self.config, room, erase=self.erase, gated=self.gated, packed=kind.packed, save=save)
+        self.shapes = saved(
+            s, kind.dtype, self.config, room, erase=self.erase, gated=self.gated, learned=learned, packed=kind.packed, save=save
+        )
         self.hidden = kind.rule.read_before or (self.erase and kind.rule.look_before)
 
     def constants(self, *names: str, **more: Any) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class Plan:
     def scan(self, kernel, width: int, field: str, segments: int, *names: str, **more: Any) -> Bound:
         """A kernel that goes over chunks, a tile of `width` channels a program."""
         launch, s = getattr(self.config, field), self.kind.sizes
-        grid = ceil_div(width, launch.tile), s.N * s.HV, segments
+        grid = ceil_div(width, launch.tile) * s.N * s.HV, segments
         constants = self.constants("H", "HV", "DK", "DV", "BK", "BV", "C", "ERASE", *RULE, *names)
         return kernel.bind(grid, launch.warps, launch.stages, **constants | more)
 
@@ -105,14 +107,14 @@ class Plan:
     def join(self, started: bool, backward: bool) -> Bound:
         s, launch = self.kind.sizes, self.config.segments
         constants = self.constants("HV", "DK", "DV", "BK", "ERASE", BV=launch.tile, STARTED=started, BACKWARD=backward)
-        return segments_kernel.bind((ceil_div(s.dv, launch.tile), s.N * s.HV), launch.warps, launch.stages, **constants)
+        return segments_kernel.bind((ceil_div(s.dv, launch.tile) * s.N * s.HV,), launch.warps, launch.stages, **constants)
 
 
 class Forward(Plan):
     """With save it keeps what the backward pass wants, the transfer of the last segment among it."""
 
-    def __init__(self, kind: Kind, save: bool):
-        super().__init__(kind, save)
+    def __init__(self, kind: Kind, save: bool, learned: bool):
+        super().__init__(kind, save, learned)
         self.save = save
 
     def pass_over(self, started: bool, local: bool) -> Bound:
@@ -120,7 +122,7 @@ class Forward(Plan):
         tile = getattr(self.config, field).tile
         width = ceil_div(s.dv, tile) * tile + (s.dk if local and self.erase else 0)
         segments = self.kind.segments - 1 if local and not self.save else self.kind.segments
-        more = {"STARTED": started, "LOCAL": local, "SAVE": save, "CHECKPOINT": save and self.gated, "BV": tile}
+        more = {"STARTED": started, "LOCAL": local, "SAVE": save, "CHECKPOINT": save and self.learned, "BV": tile}
         return self.scan(forward_kernel, width, field, segments, "EVERY", **more)
 
     @cached_property
@@ -137,11 +139,11 @@ class Forward(Plan):
 
 
 class Backward(Plan):
-    """ended: whether the last state has a gradient. learned: whether the log decay wants one."""
+    """ended: whether the last state has a gradient."""
 
     def __init__(self, kind: Kind, ended: bool, learned: bool):
-        super().__init__(kind)
-        self.ended, self.learned = ended, learned
+        super().__init__(kind, True, learned)
+        self.ended = ended
         self.cut = kind.segments > 1
         # without ERASE weights are part of what is written (`weigh`)
         self.weighted = {} if self.erase else {"WEIGHTED": False}
@@ -193,7 +195,8 @@ class Backward(Plan):
 
     @cached_property
     def decay_gradient(self) -> Bound:
-        constants = self.constants("HV", "BH", "C", "EVERY", "PACKED", TILES=self.tiles, STARTED=self.kind.initial, UNSEEN=self.hidden)
+        constants = self.constants("HV", "BH", "C", "EVERY", "PACKED", READERS=self.reader_tiles, WRITERS=self.writer_tiles)
+        constants |= {"STARTED": self.kind.initial, "UNSEEN": self.hidden}
         return decay_gradient_kernel.bind((self.blocks, ceil_div(self.kind.sizes.HV, self.few_heads)), 4, **constants)
 
 

@@ -29,14 +29,18 @@ def readers_kernel(
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what every token takes of
     earlier ones less what the looks inside the chunk take of it (taken), and how much of that its own decay never saw (unseen).
     """
-    tile = tl.program_id(0)
-    segment = tl.program_id(2)
-    _n, head, first, length, _chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
+    tiles: tl.constexpr = tl.cdiv(DK, BK)
+    tile = tl.program_id(0) % tiles
+    segment = tl.program_id(1)
+    _n, head, first, length, _chunks, begin, end, place = scanned(
+        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    )
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)
     errors = tokens_of(error, first, head, length, HV, DV, C, BV)
-    queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     dqs = tokens_of(dq, first, head, length, HV, DK, C, BK)
+    if LEARNED and not ERASE:
+        queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     if ERASE:
         read_pairs = tokens_of(reads, first, head, length, HV, C, C, C)
         look_pairs = tokens_of(looks, first, head, length, HV, C, C, C)

@@ -38,11 +38,14 @@ def reverse_kernel(
     LEARNED: checkpoints, D behind the last of every EVERY chunks. FIRST: first_gradient of segment 0. LOCAL: from D = 0,
     nothing but first_gradient, of segments 1, 2, ...
     """
-    tile = tl.program_id(0)
-    segment = tl.program_id(2)
+    tiles: tl.constexpr = tl.cdiv(DV, BV)
+    tile = tl.program_id(0) % tiles
+    segment = tl.program_id(1)
     if LOCAL:
         segment += 1  # the first one is nobody's future
-    n, head, first, length, chunks, begin, end, place = scanned(cu_seqlens, T, segment, segments, segment_chunks, HV, C, PACKED)
+    n, head, first, length, chunks, begin, end, place = scanned(
+        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    )
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)

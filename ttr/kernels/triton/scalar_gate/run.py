@@ -13,11 +13,14 @@ from ..launch import prepare
 from .plan import Rule, backward_plan, forward_plan, kind_of
 
 
-def forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale: float, rule: Rule, config: Config, segments: int, save: bool):
+def forward(
+    q, k, v, log_decay, weight, initial, cu_seqlens,
+    scale: float, rule: Rule, config: Config, segments: int, save: bool, learned: bool = True,
+):  # fmt: skip
     """o, the last state and what backward needs (`shapes.saved`), or without save what was needed here."""
     if q.is_cuda:
         prepare()
-    p = forward_plan(kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule, config, segments), save)
+    p = forward_plan(kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule, config, segments), save, learned)
     s = p.kind.sizes
     kept: dict[str, Any] = {name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in p.shapes.items()}
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
@@ -44,13 +47,12 @@ def backward(
     """dq, dk, dv, dlog_decay, dweight, dinitial; None for what was not given. learned: whether dlog_decay is wanted."""
     if q.is_cuda:
         prepare()
-    learned = learned and log_decay is not None
     kind = kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule, config, segments)
     p = backward_plan(kind, dlast is not None, learned)
-    s, empty = kind.sizes, q.new_empty
+    s, empty, learned = kind.sizes, q.new_empty, p.learned
     kept = dict(zip(p.shapes, saved, strict=True))
     decays, inverse, reads, checkpoints = (kept.get(name) for name in ("decays", "inverse", "reads", "checkpoints"))
-    strides = s.T, scale, segments, p.segment_chunks, p.weight_stride
+    scanned = s.T, scale, segments, p.segment_chunks, p.weight_stride
     weights = weight if rule.erase else None
 
     dv = torch.empty_like(v)
@@ -61,17 +63,17 @@ def backward(
     if segments > 1:
         start = kept["starts"]
         local, end = torch.empty_like(start), torch.empty_like(start)
-        p.local(*inputs, None, None, None, local, cu_seqlens, p.blocks, *strides)
+        p.local(*inputs, None, None, None, local, cu_seqlens, p.blocks, *scanned)
         p.joined(dlast, local, kept["transfer"], end, segments)
-    p.whole(*inputs, end, dv, gradients, first, cu_seqlens, p.blocks, *strides)
+    p.whole(*inputs, end, dv, gradients, first, cu_seqlens, p.blocks, *scanned)
 
     per_token = (*q.shape[:2], s.HV)
     dweight = None if weight is None else empty(per_token, dtype=torch.float32)
-    written, reads, looks = v, None, None
+    written, read_pairs, look_pairs = v, None, None
     if rule.erase:
         written = kept["error"]
-        reads, looks = (empty((s.tokens, s.HV, config.chunk)) for _ in range(2))
-        p.pairs(written, do, dv, decays, weight, reads, looks, dweight, cu_seqlens, s.N, s.T, scale, p.weight_stride)
+        read_pairs, look_pairs = (empty((s.tokens, s.HV, config.chunk)) for _ in range(2))
+        p.pairs(written, do, dv, decays, weight, read_pairs, look_pairs, dweight, cu_seqlens, s.N, s.T, scale, p.weight_stride)
     elif weight is not None:
         written = torch.empty_like(v)
         p.weigh(v, weight, dv, dweight, written, s.tokens, p.weight_stride)
@@ -79,10 +81,11 @@ def backward(
     dq, dk = (empty((s.tokens, s.HV, s.dk)) for _ in range(2))
     taken = given = leaving = unseen = None
     if learned:  # partial sums per tile of key channels
-        taken, given, leaving, *rest = empty((4 if p.hidden else 3, p.tiles, s.tokens, s.HV), dtype=torch.float32).unbind(0)
-        unseen = rest[0] if rest else None
-    p.readers(q, k, written, do, dv, reads, looks, decays, weights, start, dq, dk, taken, unseen, cu_seqlens, s.tokens, *strides)
-    p.keys(q, k, written, dv, do, reads, decays, weights, end, dk, given, leaving, cu_seqlens, s.tokens, *strides)
+        per_tile = ((n, s.tokens, s.HV) for n in (p.reader_tiles, p.writer_tiles, p.writer_tiles))
+        taken, given, leaving = (empty(shape, dtype=torch.float32) for shape in per_tile)
+        unseen = torch.empty_like(taken) if p.hidden else None
+    p.readers(q, k, written, do, dv, read_pairs, look_pairs, decays, weights, start, dq, dk, taken, unseen, cu_seqlens, s.tokens, *scanned)
+    p.keys(q, k, written, dv, do, read_pairs, decays, weights, end, dk, given, leaving, cu_seqlens, s.tokens, *scanned)
 
     dlog_decay = None
     if learned:

@@ -17,9 +17,10 @@ def segments_kernel(
     local, between: [N, segments, Hv, dk, dv]; transfer: [N, segments, Hv, dk, dk], without ERASE log2 decays [N, segments, Hv].
     """
     keys = tl.arange(0, BK)
-    values = tl.program_id(0) * BV + tl.arange(0, BV)
-    n = (tl.program_id(1) // HV).to(tl.int64)
-    head = tl.program_id(1) % HV
+    tiles: tl.constexpr = tl.cdiv(DV, BV)
+    values = tl.program_id(0) % tiles * BV + tl.arange(0, BV)
+    n = (tl.program_id(0) // tiles // HV).to(tl.int64)
+    head = tl.program_id(0) // tiles % HV
     z = tl.zeros([BV, BK], tl.float32)
     if STARTED:
         z = load_state(initial + (n * HV + head) * DK * DV, keys, values, DK, DV)
