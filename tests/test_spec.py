@@ -309,3 +309,8 @@ def test_a_spec_is_given_back_as_it_is():
     assert ttr.Spec(regressor="linear", optimizer={"kind": "delta"}).regressor == Linear()
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.name = "other"
+
+
+def test_a_printed_declaration_can_be_read_again():
+    for name in ("kda", "titans"):
+        assert ttr.spec(OmegaConf.to_container(OmegaConf.create(str(ttr.spec(name))))) == ttr.spec(name)

@@ -279,6 +279,10 @@ class Spec(Declaration):
 
         return OmegaConf.to_yaml(OmegaConf.create(self.to_dict(full)))
 
+    def __str__(self) -> str:
+        """What was declared, as YAML; what was left to its default is left out."""
+        return self.to_yaml().rstrip()
+
     @property
     def hash(self) -> str:
         """Twelve hex digits that two Specs share exactly when they declare the same layer (the name does not count)."""
