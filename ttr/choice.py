@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from .constant import constant
+from .kernels.paths import PATHS
 from .kernels.triton.eligible import why_not_machine, why_not_sizes, why_not_triton
 from .lowering import folds_value_step, is_linear, per_value_signals
 from .registry import unknown
 from .spec import spec as read_spec
 
-NAMES = ("definition", "recurrent", "chunk", "dual", "sdpa", "triton")
+NAMES = (*dict.fromkeys(path for _, path in PATHS), "triton")
 SHORT = 8  # tokens below which one event at a time beats setting up a chunk
 
 

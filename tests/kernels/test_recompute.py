@@ -100,3 +100,17 @@ def test_torch_func_sees_the_graph():
     x = torch.randn(4, dtype=torch.float64)
     torch.testing.assert_close(torch.func.grad(f)(x), x.cos() * x + x.sin())
     torch.testing.assert_close(torch.func.jvp(f, (x,), (torch.ones_like(x),))[1], (x.cos() * x + x.sin()).sum())
+
+
+def test_backward_under_autocast_runs_as_forward_did(monkeypatch):
+    monkeypatch.setattr(dual, "KEPT", 1)
+    given = case("ttt_mlp", 12).to(torch.float32)
+    x = {n: t.requires_grad_() for n, t in given.tensors.items()}
+
+    def gradients(enabled: bool) -> tuple[torch.Tensor, ...]:
+        loss = ttr.regress(**x, spec=given.spec, params=given.params, path="dual")[0].square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return torch.autograd.grad(loss, list(x.values()))
+
+    for inside, outside in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(inside, outside)

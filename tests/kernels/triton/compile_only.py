@@ -60,7 +60,6 @@ def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list
 
     before, learned, packed, segments = call == "before", call != "bare", call == "packed", 2 if call == "segments" else 1
     rule = plan.Rule(key.erase, key.erase and before, before)
-    config = configs.checkpoint_every_chunk(config) if before else config
     B, T, H = 1 if packed else 8, 4096, 16
     with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
         dtype = {2: torch.bfloat16, 4: torch.float32}[key.itemsize]

@@ -5,7 +5,6 @@ from unittest import mock
 import pytest
 import torch
 
-from ttr.kernels.triton import launch
 from ttr.kernels.triton.decode import run as decoding
 from ttr.kernels.triton.decode.step import step_kernel
 
@@ -94,9 +93,3 @@ def test_what_does_not_lie_on_16_bytes_goes_through_triton(launched):
             "plain",
         )
     assert not launched
-
-
-def test_a_bound_kernel_keeps_no_arguments(launched):
-    step(torch.float32)
-    bound = launch.Bound(step_kernel, (1,), 1, 1, {})
-    assert bound.ready is None and bound.grid == (1, 1, 1)

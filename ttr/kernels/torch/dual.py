@@ -57,20 +57,16 @@ def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
     lengths = _mini_batches(T, size, position)
     several = len(lengths) if len(lengths) <= KEPT else isqrt(len(lengths) - 1) + 1
     groups = [lengths[i : i + several] for i in range(0, len(lengths), several)]
-    run = recomputed if len(groups) > 1 else _plainly
     outputs = []
     for tokens, group in zip(_cut(_tokens(problem), [sum(group) for group in groups]), groups, strict=True):
-        o, memory = run(partial(_group, spec, group, position), tokens, memory, problem.params)
+        run = partial(_group, spec, group, position)
+        o, memory = recomputed(run, tokens, memory, problem.params) if len(groups) > 1 else run(tokens, memory, problem.params)
         outputs.append(o)
         position = (position + sum(group)) % size
     if not isinstance(spec.mini_batch, int):
         position = size
     memory["mini_batch"]["position"] = torch.full_like(problem.state.mini_batch["position"], position)
     return torch.cat(outputs, 2), State(**memory, spec_hash=spec.hash)
-
-
-def _plainly(fn, *arguments):
-    return fn(*arguments)
 
 
 def _mini_batches(T: int, size: int, position: int) -> list[int]:

@@ -37,6 +37,8 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fn, structure, out, *flat):
         ctx.fn, ctx.structure = fn, structure
+        device = flat[0].device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         ctx.save_for_backward(*flat)
         ctx.set_materialize_grads(False)
         results, shape = pytree.tree_flatten(fn(*pytree.tree_unflatten(flat, structure)))
@@ -47,7 +49,7 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         again = torch.is_grad_enabled()  # a derivative of the gradients is wanted: they hang on the saved tensors
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):  # as it was, wherever backward is called
             flat = [x.view_as(x) if again else x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
             results = pytree.tree_leaves(ctx.fn(*pytree.tree_unflatten(flat, ctx.structure)))
             wanted: list[Tensor] = [x for x in flat if x.requires_grad]

@@ -179,13 +179,15 @@ DOUBLINGS = (1, 2, 4, 8, 16, 32)
 
 def forget() -> None:
     """Read the tables again: `ttr.tune` has written one."""
-    for cached in (table, nearest_arch, config_for, _choose_for_numbers):
+    for cached in (table, nearest_arch, config_for, suited, _choose_for_numbers):
         cached.cache_clear()
 
 
 @cache
-def checkpoint_every_chunk(config: Config) -> Config:
-    return replace(config, every=1)
+def suited(config: Config, before: bool) -> Config:
+    """before: somebody looks or reads before the token's decay. At a chunk's first token that is all of the state: too much
+    to follow back by differences, so every chunk keeps its own."""
+    return replace(config, every=1) if before else config
 
 
 class Choice(NamedTuple):

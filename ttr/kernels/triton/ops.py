@@ -40,19 +40,18 @@ def _rule(erase: bool, look_before: bool, read_before: bool):
     return Rule(erase, look_before, read_before)
 
 
-def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool, before: bool) -> configs.Choice:
+def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool) -> configs.Choice:
     """Heads and channels are numbers, N and T may be symbols."""
     Hv, dv = index(v.shape[2]), index(v.shape[3])
     n = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    choice = configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1])
-    # who reads before the first decay of a chunk reads all of the state: too much to follow back by differences
-    return choice._replace(config=configs.checkpoint_every_chunk(choice.config)) if before else choice
+    return configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1])
 
 
 def _saved(
     q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool, learned: bool
 ) -> dict[str, Any]:
-    config, _, room = _choose(q, v, cu_seqlens, erase, before)
+    config, _, room = _choose(q, v, cu_seqlens, erase)
+    config = configs.suited(config, before)
     gated, packed = log_decay is not None, cu_seqlens is not None
     return saved(sizes_of(q, v, cu_seqlens), q.dtype, config, room, erase=erase, gated=gated, learned=learned, packed=packed)
 
@@ -68,7 +67,7 @@ def _ready(*tensors: Tensor | None) -> list[Any]:
 def _forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save, learned):
     from .scalar_gate import run
 
-    config, segments, room = _choose(q, v, cu_seqlens, erase, look_before or read_before)
+    config, segments, room = _choose(q, v, cu_seqlens, erase)
     q, k, v, log_decay, weight, initial, cu_seqlens = _ready(q, k, v, log_decay, weight, initial, cu_seqlens)
     rule = _rule(erase, look_before, read_before)
     o, last, kept = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save, learned)
@@ -83,7 +82,7 @@ def _backward(
 ):  # fmt: skip
     from .scalar_gate import run
 
-    config, segments, _ = _choose(q, v, cu_seqlens, erase, look_before or read_before)
+    config, segments, _ = _choose(q, v, cu_seqlens, erase)
     given: Any = _ready(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens)
     rest: Any = (_ready(*saved), scale, _rule(erase, look_before, read_before), config, segments, learned)
     dq, dk, dv, dlog_decay, dweight, dinitial = run.backward(*given, *rest)

@@ -18,19 +18,24 @@ def sequence(cu_seqlens, n, T, PACKED: tl.constexpr):
 
 
 @triton.jit
-def scanned(cu_seqlens, T, memory, segment, segments, segment_chunks, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
-    """What a scan's program goes over; its grid is (sequences x value heads x tiles, segments), tiles next to each other.
+def scanned(
+    cu_seqlens, T, segments, segment_chunks,
+    TILES: tl.constexpr, SKIPPED: tl.constexpr, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """What a scan's program goes over; its grid is (sequences x value heads x TILES, segments but the first SKIPPED).
 
-    The sequence and the head; the sequence's first token, length and chunks; the segment's first chunk and the one behind
-    its last; the segment's place among all states.
+    The tile, the segment, the sequence and the head; the sequence's first token, length and chunks; the segment's first
+    chunk and the one behind its last; the segment's place among all states.
     """
-    n = memory // HV
-    head = memory % HV
+    tile = tl.program_id(0) % TILES
+    segment = tl.program_id(1) + SKIPPED
+    n = tl.program_id(0) // TILES // HV
+    head = tl.program_id(0) // TILES % HV
     first, length = sequence(cu_seqlens, n, T, PACKED)
     chunks = tl.cdiv(length, C)
     begin = segment * segment_chunks
     end = tl.minimum(begin + segment_chunks, chunks)
-    return n, head, first, length, chunks, begin, end, (n.to(tl.int64) * segments + segment) * HV + head
+    return tile, segment, n, head, first, length, chunks, begin, end, (n.to(tl.int64) * segments + segment) * HV + head
 
 
 @triton.jit

@@ -117,8 +117,6 @@ class _Call:
         self.arch = configs.arch_of(device)
 
     def results(self, config: Config) -> list[Tensor]:
-        if self.rule.look_before or self.rule.read_before:
-            config = configs.checkpoint_every_chunk(config)
         heads, dv = self.v.shape[0] * self.v.shape[2], self.v.shape[3]
         segments = configs.segments_of(self.arch, config, heads, dv, self.v.shape[1])
         given = (self.q, self.k, self.v, self.log_decay, self.weight, None, None)

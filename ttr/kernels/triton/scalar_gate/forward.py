@@ -41,11 +41,9 @@ def forward_kernel(
     LOCAL: from S = 0, no outputs but `last`; further tiles carry the identity instead and give the segment's transfer
     [N, segments, Hv, dk, dk] (ERASE) or its total log2 decay [N, segments, Hv].
     """
-    tiles: tl.constexpr = tl.cdiv(DV, BV) + (tl.cdiv(DK, BV) if LOCAL and ERASE else 0)
-    tile = tl.program_id(0) % tiles
-    segment = tl.program_id(1)
-    n, head, first, length, chunks, begin, end, place = scanned(
-        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    TILES: tl.constexpr = tl.cdiv(DV, BV) + (tl.cdiv(DK, BV) if LOCAL and ERASE else 0)
+    tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
+        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
     )
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)

@@ -25,11 +25,9 @@ def keys_kernel(
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what the reads inside the chunk
     take of every write (given) and what later chunks take of it (leaving).
     """
-    tiles: tl.constexpr = tl.cdiv(DK, BK)
-    tile = tl.program_id(0) % tiles
-    segment = tl.program_id(1)
-    _n, head, first, length, _chunks, begin, end, place = scanned(
-        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    TILES: tl.constexpr = tl.cdiv(DK, BK)
+    tile, _segment, _n, head, first, length, _chunks, begin, end, place = scanned(
+        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
     )
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)

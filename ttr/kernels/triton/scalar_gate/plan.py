@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..configs import Config
+from ..configs import Config, suited
 from ..launch import Bound
 from ..shapes import Sizes, ceil_div, power_of_two, saved, sizes_of
 from .decays import carried_kernel, cumulate_kernel, decay_gradient_kernel
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
 
 def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Config, segments: int) -> Kind:
     axes = (None if x is None else x.ndim for x in (log_decay, weight))
-    sizes = sizes_of(q, v, cu_seqlens)
+    sizes, config = sizes_of(q, v, cu_seqlens), suited(config, rule.look_before or rule.read_before)
     return Kind(sizes, q.dtype, q.get_device(), *axes, initial is not None, cu_seqlens is not None, rule, config, segments)
 
 

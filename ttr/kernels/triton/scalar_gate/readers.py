@@ -29,11 +29,9 @@ def readers_kernel(
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what every token takes of
     earlier ones less what the looks inside the chunk take of it (taken), and how much of that its own decay never saw (unseen).
     """
-    tiles: tl.constexpr = tl.cdiv(DK, BK)
-    tile = tl.program_id(0) % tiles
-    segment = tl.program_id(1)
-    _n, head, first, length, _chunks, begin, end, place = scanned(
-        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
+    TILES: tl.constexpr = tl.cdiv(DK, BK)
+    tile, _segment, _n, head, first, length, _chunks, begin, end, place = scanned(
+        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
     )
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)

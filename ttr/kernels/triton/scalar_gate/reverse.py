@@ -38,14 +38,10 @@ def reverse_kernel(
     LEARNED: checkpoints, D behind the last of every EVERY chunks. FIRST: first_gradient of segment 0. LOCAL: from D = 0,
     nothing but first_gradient, of segments 1, 2, ...
     """
-    tiles: tl.constexpr = tl.cdiv(DV, BV)
-    tile = tl.program_id(0) % tiles
-    segment = tl.program_id(1)
-    if LOCAL:
-        segment += 1  # the first one is nobody's future
-    n, head, first, length, chunks, begin, end, place = scanned(
-        cu_seqlens, T, tl.program_id(0) // tiles, segment, segments, segment_chunks, HV, C, PACKED
-    )
+    TILES: tl.constexpr = tl.cdiv(DV, BV)
+    tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
+        cu_seqlens, T, segments, segment_chunks, TILES, 1 if LOCAL else 0, HV, C, PACKED
+    )  # LOCAL: the first segment is nobody's future
     queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     outs = tokens_of(do, first, head, length, HV, DV, C, BV)
