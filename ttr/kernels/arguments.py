@@ -29,6 +29,7 @@ class Facts(NamedTuple):
     gate_signals: tuple[str, ...]
     computed_decay: bool  # the gate makes its log decay itself; a caller may override it
     constant_decay: bool  # ... from nothing but the declaration and the heads
+    per_key_decay: bool
     has_params: bool  # there are learned constants
 
 
@@ -59,12 +60,13 @@ def facts_of(spec: Spec) -> Facts:
         gate_signals=tuple(spec.gate.signals()),
         computed_decay=computed,
         constant_decay=computed and not spec.gate.signals() and not spec.gate.init_params(1, 1),
+        per_key_decay=spec.gate.per_key,
         has_params=bool(spec.param_shapes(1, 16, 16)),
     )  # fmt: skip
 
 
-def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> Sizes:
-    """The sizes of a call whose q, k, v and write_key fit each other and the declaration."""
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> None:
+    """Floating-point tensors on q's device, a write_key among them exactly where one is declared; their shapes are not looked at."""
     if (write_key is not None) != facts.separate_write_key:
         raise ValueError(
             "write_key is missing: the declaration says optimizer.write_key='separate'" if write_key is None
@@ -79,6 +81,11 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, fact
             raise ValueError(f"{name}: got dtype {x.dtype}, expected a floating-point dtype")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device}, q on {q.device}")
+
+
+def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> Sizes:
+    """The sizes of a call whose q, k, v and write_key fit each other and the declaration."""
+    check_tensors(q, k, v, write_key, facts)
 
     def wrong(name: str, x: Tensor, expected: str) -> ValueError:
         return ValueError(f"{name}: got shape {list(x.shape)}, expected {expected}")

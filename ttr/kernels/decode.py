@@ -18,7 +18,7 @@ from ..spec import Spec
 from ..spec import spec as read_spec
 from ..state import State, flatten
 from .api import regress
-from .arguments import check_params
+from .arguments import Facts, check_params, check_tensors, facts_of
 from .triton.decode import op  # noqa: F401  (it registers ttr::scalar_gate_step)
 from .triton.eligible import DTYPES, has_triton, plan_of, why_not_triton
 
@@ -52,9 +52,9 @@ def decode(
     spec = read_spec(spec)
     given = {"step": step, "log_decay": log_decay, **signals}
     given = {name: value for name, value in given.items() if value is not None}
-    facts = facts_of(spec)
+    facts, kernel = facts_of(spec), step_of(spec)
     B, Hv, dk, dv = _check_tensors(q, k, v, write_key, facts)
-    _check_state(state, facts, B, Hv, dk, dv, q.device)
+    _check_state(state, facts, kernel, B, Hv, dk, dv, q.device)
     if torch.is_grad_enabled():
         _refuse_gradients({"q": q, "k": k, "v": v, "write_key": write_key, **given}, params, state)
     for name, value in given.items():
@@ -64,25 +64,16 @@ def decode(
             raise ValueError(f"{name} is missing: it is declared per token; pass its values, {_shapes(name, facts, B, Hv, dk, dv)}")
     if scale is not None and (isinstance(scale, (bool, Tensor)) or not isinstance(scale, (int, float)) or not math.isfinite(scale)):
         raise ValueError(f"scale={scale!r}: expected a finite number, or None for the declaration's")
-    if facts.fused and kernel_runs(q.device):
+    if kernel.fused and kernel_runs(q.device):
         W = state.weights["W"]
         if W.dtype == torch.float32 and all(x.dtype in DTYPES for x in (q, k, v)):
-            return _through_kernel(q, k, v, W, given, params, spec, facts, scale)
+            return _through_kernel(q, k, v, W, given, params, spec, facts, kernel, scale)
     return _through_regress(q, k, v, spec, state, given, params, write_key, scale)
 
 
-class Facts(NamedTuple):
-    """What a call needs to know of its declaration."""
+class Step(NamedTuple):
+    """What one token's kernel asks of its declaration, beside what every call does."""
 
-    hash: str
-    steps: int
-    separate_write_key: bool
-    signals: tuple[tuple[str, str, float | None], ...]  # name, per, value of what is declared
-    names: tuple[str, ...]  # of the signals a call may give
-    takes_log_decay: bool  # of a gate that computes its own
-    per_key_decay: bool
-    gate_signals: tuple[str, ...]
-    constant_decay: bool  # the gate's decays are the same for every call
     linear: bool
     fused: bool  # the kernel serves it
     rule: str
@@ -90,20 +81,11 @@ class Facts(NamedTuple):
 
 
 @constant
-def facts_of(spec: Spec) -> Facts:
-    declared, gate = spec.signals(), spec.gate
+def step_of(spec: Spec) -> Step:
     step_rule = getattr(spec.optimizer, "step_rule", None)  # a solver has none
     rule = "plain" if step_rule is None or (step_rule.kind == "implicit" and not slopes(spec.objective, 1)[0]) else step_rule.kind
-    own_decay = gate.kind != "none" and "log_decay" not in declared
-    return Facts(
-        hash=spec.hash, steps=spec.steps, separate_write_key=spec.separate_write_key,
-        signals=tuple((name, s.per, s.value) for name, s in declared.items()),
-        names=(*declared, "log_decay") if own_decay else tuple(declared),
-        takes_log_decay=own_decay, per_key_decay=gate.per_key, gate_signals=tuple(gate.signals()),
-        constant_decay=own_decay and not gate.signals() and not gate.init_params(1, 1),
-        linear=spec.regressor.family == "trained" and is_linear(spec), fused=_fused(spec),
-        rule=rule, eps=getattr(step_rule, "eps", 0.0),
-    )  # fmt: skip
+    linear = spec.regressor.family == "trained" and is_linear(spec)
+    return Step(linear=linear, fused=_fused(spec), rule=rule, eps=getattr(step_rule, "eps", 0.0))
 
 
 def _fused(spec: Spec) -> bool:
@@ -121,10 +103,10 @@ def kernel_runs(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and has_triton()
 
 
-def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts: Facts, scale: float | None) -> Tensor:
+def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts: Facts, kernel: Step, scale: float | None) -> Tensor:
     dk, dv = W.shape[2:]
     plan = plan_of(spec, dv)
-    if facts.takes_log_decay and "log_decay" not in given:
+    if facts.computed_decay and "log_decay" not in given:
         given["log_decay"] = _own_decay(params, spec, facts, W)
 
     numbers: dict[str, Any] = {name: number for name, _, number in facts.signals}
@@ -137,8 +119,8 @@ def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts
     step, step_number = split("step", 1.0)
     decay, decay_number = split("log_decay", 0.0)
     return torch.ops.ttr.scalar_gate_step.default(
-        q, k, v, step, decay, W, step_number, decay_number, plan.factor, facts.eps, spec.scale(dk) if scale is None else float(scale),
-        plan.erase, plan.look_before, plan.read_before, facts.rule,
+        q, k, v, step, decay, W, step_number, decay_number, plan.factor, kernel.eps, spec.scale(dk) if scale is None else float(scale),
+        plan.erase, plan.look_before, plan.read_before, kernel.rule,
     )  # fmt: skip
 
 
@@ -152,8 +134,6 @@ def _own_decay(params, spec: Spec, facts: Facts, W: Tensor) -> Tensor | None:
 
 
 def _through_regress(q, k, v, spec: Spec, state: State, given: dict[str, Any], params, write_key, scale) -> Tensor:
-    facts = facts_of(spec)
-
     def one_token(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0 or (name == "log_decay" and value.ndim == 1):
             return value
@@ -164,7 +144,7 @@ def _through_regress(q, k, v, spec: Spec, state: State, given: dict[str, Any], p
         write_key=None if write_key is None else write_key[:, None],
         **{name: one_token(name, value) for name, value in given.items()},
     )  # fmt: skip
-    new = new.detach() if facts.linear else new.detach().clone()  # elsewhere a new tensor may be another old one
+    new = new.detach() if step_of(spec).linear else new.detach().clone()  # elsewhere a new tensor may be another old one
     old, new = flatten(state._trees()), flatten(new._trees())
     for name, tensor in new.items():
         if tensor.shape != old[name].shape:
@@ -179,20 +159,7 @@ def _through_regress(q, k, v, spec: Spec, state: State, given: dict[str, Any], p
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> tuple[int, int, int, int]:
     """B, Hv, dk, dv."""
-    if (write_key is not None) != facts.separate_write_key:
-        raise ValueError(
-            "write_key is missing: the declaration says optimizer.write_key='separate'" if write_key is None
-            else "write_key was given, but the declaration has optimizer.write_key='same'"
-        )  # fmt: skip
-    for name, x in (("q", q), ("k", k), ("v", v), ("write_key", write_key)):
-        if x is None and name == "write_key":
-            continue
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{name}: got {type(x).__name__}, expected a tensor")
-        if not x.is_floating_point():
-            raise ValueError(f"{name}: got dtype {x.dtype}, expected a floating-point dtype")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q on {q.device}")
+    check_tensors(q, k, v, write_key, facts)
     if q.ndim != 3:
         raise _wrong("q", q, "[B, H, dk] (one token: no axis T)")
     (B, H, dk), n = q.shape, facts.steps
@@ -210,13 +177,13 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, fa
     return B, Hv, dk, dv
 
 
-def _check_state(state: State, facts: Facts, B: int, Hv: int, dk: int, dv: int, device: torch.device) -> None:
+def _check_state(state: State, facts: Facts, kernel: Step, B: int, Hv: int, dk: int, dv: int, device: torch.device) -> None:
     """The state is of this declaration and this size, and can be written in place."""
     if not isinstance(state, State):
         raise ValueError(f"state: got {type(state).__name__}, expected a ttr.State, which is updated in place")
     if state.spec_hash != facts.hash:
         raise ValueError(f"state was made under another declaration (hash {state.spec_hash!r}, this one {facts.hash!r})")
-    if not facts.fused:
+    if not kernel.fused:
         _check_separate(state)
         return
     W = state.weights["W"]
@@ -256,10 +223,11 @@ def _refuse_gradients(tensors: Mapping[str, Any], params: Mapping[str, Tensor] |
 
 
 def _check_signal(name: str, value: Any, facts: Facts, B: int, Hv: int, dk: int, dv: int, device: torch.device) -> None:
-    if name not in facts.names:
+    names = [declared for declared, _, _ in facts.signals] + ["log_decay"] * facts.computed_decay
+    if name not in names:
         if name == "path":
             raise ValueError("path: decode has no paths; it takes its kernel where there is one")
-        raise unknown("signal", name, facts.names)
+        raise unknown("signal", name, names)
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{name}: got {type(value).__name__}, expected a tensor or a number")
