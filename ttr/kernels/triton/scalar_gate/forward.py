@@ -41,7 +41,7 @@ def forward_kernel(
     LOCAL: from S = 0, no outputs but `last`; further tiles carry the identity instead and give the segment's transfer
     [N, segments, Hv, dk, dk] (ERASE) or its total log2 decay [N, segments, Hv].
     """
-    TILES: tl.constexpr = tl.cdiv(DV, BV) + (tl.cdiv(DK, BV) if LOCAL and ERASE else 0)
+    TILES: tl.constexpr = (DV + BV - 1) // BV + ((DK + BV - 1) // BV if LOCAL and ERASE else 0)
     tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
         cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
     )

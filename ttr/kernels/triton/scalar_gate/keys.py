@@ -25,7 +25,7 @@ def keys_kernel(
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what the reads inside the chunk
     take of every write (given) and what later chunks take of it (leaving).
     """
-    TILES: tl.constexpr = tl.cdiv(DK, BK)
+    TILES: tl.constexpr = (DK + BK - 1) // BK
     tile, _segment, _n, head, first, length, _chunks, begin, end, place = scanned(
         cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
     )

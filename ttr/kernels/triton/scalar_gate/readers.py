@@ -29,7 +29,7 @@ def readers_kernel(
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what every token takes of
     earlier ones less what the looks inside the chunk take of it (taken), and how much of that its own decay never saw (unseen).
     """
-    TILES: tl.constexpr = tl.cdiv(DK, BK)
+    TILES: tl.constexpr = (DK + BK - 1) // BK
     tile, _segment, _n, head, first, length, _chunks, begin, end, place = scanned(
         cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
     )

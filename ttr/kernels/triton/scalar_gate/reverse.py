@@ -38,7 +38,7 @@ def reverse_kernel(
     LEARNED: checkpoints, D behind the last of every EVERY chunks. FIRST: first_gradient of segment 0. LOCAL: from D = 0,
     nothing but first_gradient, of segments 1, 2, ...
     """
-    TILES: tl.constexpr = tl.cdiv(DV, BV)
+    TILES: tl.constexpr = (DV + BV - 1) // BV
     tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
         cu_seqlens, T, segments, segment_chunks, TILES, 1 if LOCAL else 0, HV, C, PACKED
     )  # LOCAL: the first segment is nobody's future

@@ -17,7 +17,7 @@ def segments_kernel(
     local, between: [N, segments, Hv, dk, dv]; transfer: [N, segments, Hv, dk, dk], without ERASE log2 decays [N, segments, Hv].
     """
     keys = tl.arange(0, BK)
-    tiles: tl.constexpr = tl.cdiv(DV, BV)
+    tiles: tl.constexpr = (DV + BV - 1) // BV
     values = tl.program_id(0) % tiles * BV + tl.arange(0, BV)
     n = (tl.program_id(0) // tiles // HV).to(tl.int64)
     head = tl.program_id(0) // tiles % HV
