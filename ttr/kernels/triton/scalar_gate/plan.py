@@ -45,9 +45,11 @@ class Kind(NamedTuple):
 
 
 def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Config, segments: int) -> Kind:
-    axes = (None if x is None else x.ndim for x in (log_decay, weight))
-    sizes, config = sizes_of(q, v, cu_seqlens), suited(config, rule.look_before or rule.read_before)
-    return Kind(sizes, q.dtype, q.get_device(), *axes, initial is not None, cu_seqlens is not None, rule, config, segments)
+    log_decay_axes, weight_axes = (None if x is None else x.ndim for x in (log_decay, weight))
+    return Kind(
+        sizes_of(q, v, cu_seqlens), q.dtype, q.get_device(), log_decay_axes, weight_axes, initial is not None, cu_seqlens is not None,
+        rule, suited(config, rule.look_before or rule.read_before), segments,
+    )  # fmt: skip
 
 
 RULE = ("GATED", "WEIGHTED", "LOOK_BEFORE", "READ_BEFORE", "PACKED", "PRECISION")
