@@ -24,19 +24,19 @@ SPILLS: dict[str, int] = {
     "add 128 128 2 plain keys_kernel": 56,
     # a weight per token without erase (Mamba-2)
     "add 128 128 2 plain forward_kernel": 80,
-    # float32 in three products a matrix, outside of the scans
-    "erase 128 128 2 segments segments_kernel": 384,
     # heads of 256: a state of 64 x 256 takes half of the registers
     "erase 256 256 2 plain forward_kernel": 56,
     "erase 256 256 2 plain reverse_kernel": 48,
     "erase 256 256 2 plain readers_kernel": 360,
     "erase 256 256 2 plain keys_kernel": 64,
+    "erase 256 256 2 segments local forward_kernel": 16,
+    "erase 256 256 2 segments local reverse_kernel": 32,
     "add 256 256 2 plain forward_kernel": 464,
     "add 256 256 2 plain reverse_kernel": 272,
     "add 256 256 2 plain readers_kernel": 192,
     "add 256 256 2 plain keys_kernel": 408,
     # float32 inputs: right, not fast
-    "erase 128 128 4 plain inverse_kernel": 1344,
+    "erase 128 128 4 plain inverse_kernel": 1496,
     "erase 128 128 4 plain forward_kernel": 1360,
     "erase 128 128 4 plain reverse_kernel": 1112,
     "erase 128 128 4 plain pairs_kernel": 1368,

@@ -41,7 +41,7 @@ class TestOnAGPU:
         rounded = {n: x.to(dtype).double().cuda() for n, x in case.tensors.items()}  # the same inputs, exactly
         start = case.initial_state.float().double().cuda()
         exact, last = ttr.regress(**rounded, spec=spec, initial_state=start)
-        assert module.facts_of(spec).fused
+        assert module.step_of(spec).fused
         o = torch.stack([ttr.decode(**token, spec=spec, state=state) for token in given], 1)
         assert o.dtype == dtype
         own = (exact.to(dtype).double() - exact).norm() / exact.norm()

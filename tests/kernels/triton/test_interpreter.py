@@ -105,6 +105,25 @@ def test_one_gate_throughout(name, log_decay):
     check(replace(case, tensors={**case.tensors, "log_decay": torch.full_like(case.tensors["log_decay"], log_decay)}), segments=2)
 
 
+@pytest.mark.parametrize("name", ["gated delta", "coupled"])
+def test_steps_beyond_two_keep_what_the_gate_forgets(name):
+    """exp(-1) a token is nothing over a segment of 100, but a step past 2 grows what it overshoots: here by as much, for one key."""
+    case = inputs(name, 200, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False)
+    key = torch.zeros_like(case.tensors["k"])
+    key[..., 0] = 1
+    growth = torch.e if name == "gated delta" else 1 + 1 / torch.e  # |decay (1 - step)|, |decay - step| = 1
+    step = torch.full_like(case.tensors["step"], 1 + growth if name == "gated delta" else growth)
+    tensors = {"k": key, "step": step, "log_decay": torch.full_like(step, -1), "v": 1e-3 * case.tensors["v"]}
+    check(replace(case, tensors=case.tensors | tensors), segments=2, bound=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mamba", "gated delta"])
+def test_what_a_segment_forgets(name):
+    """Two segments of 128 tokens with a decay of exp(-2): only the end of the first is felt in the second."""
+    case = inputs(name, 256, B=1, H=1, Hv=1, dk=16, dv=16)
+    check(replace(case, tensors={**case.tensors, "log_decay": torch.full_like(case.tensors["log_decay"], -2.0)}), segments=2)
+
+
 @pytest.mark.parametrize(("name", "segments"), [("mamba", 1), ("gated delta", 2)])
 def test_a_sequence_full_of_nan_spoils_no_neighbour(name, segments):
     lengths = [7, 9, 5]

@@ -57,6 +57,7 @@ def saved(
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if gated:  # the summed log decays of every chunk
         out["decays"] = (s.tokens, s.HV), torch.float64 if dtype == torch.float32 else torch.float32
+        out["bounds"] = (s.slots(config.chunk, packed) * s.HV,), torch.float32  # log2 of the most that a chunk leaves of a state
     if erase:  # of every chunk its triangular system, inverted, and its queries on its keys, decayed
         out["inverse"] = out["reads"] = (s.tokens, s.HV, config.chunk), dtype
     if save and erase:

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+NOTHING = tl.constexpr(-126.0)  # log2 of float32's least normal number
+NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)
 LEAST_LOG_DECAY = tl.constexpr(-110.0)  # exp of it is zero in float32; keeps -inf - (-inf) out of the differences
 
 
@@ -137,6 +139,44 @@ def load_decays(base, head, token, i, remaining, C: tl.constexpr, stride, GATED:
     else:
         zero = tl.zeros_like(i).to(tl.float32)
         return zero, zero, tl.sum(zero, 0)
+
+
+@triton.jit
+def store_bound(bounds, slot, head, squares, b, G, before, valid, HV: tl.constexpr, LOOK_BEFORE: tl.constexpr):
+    """Write what `remembered` reads of a chunk with the delta rule: log2 of the norms of a_t (I - b_t k_t k_t^T), summed.
+
+    squares: |k_t|^2. LOOK_BEFORE: of a_t I - b_t k_t k_t^T.
+    """
+    own = (G - before).to(tl.float32)
+    erased = b * squares
+    if LOOK_BEFORE:
+        kept = tl.exp2(own)
+        norm = tl.log2(tl.maximum(tl.maximum(kept, tl.abs(kept - erased), NAN_STAYS), 1e-38, NAN_STAYS))
+    else:
+        norm = own + tl.log2(tl.maximum(tl.abs(1.0 - erased), 1.0, NAN_STAYS))
+    tl.store(bounds + slot.to(tl.int64) * HV + head, tl.sum(tl.where(valid, norm, 0.0), 0))
+
+
+@triton.jit
+def remembered(bounds, head, slot, chunks, HV: tl.constexpr, BACK: tl.constexpr):
+    """How many of `chunks` chunks are felt at their end, counted from there, and log2 of what is left of all before them.
+
+    Those before have less than float32's least normal number left of what they wrote, whatever the gate's strength; the
+    local pass over a segment need not see them. BACK: felt at their begin, by their gradients.
+    bounds: log2 of the most that a chunk leaves of a state; slot: the first chunk's place there.
+    """
+    i = tl.arange(0, 128)
+    felt = 0
+    left = 0.0
+    for start in range(0, chunks, 128):
+        step = start + i
+        inside = step < chunks
+        place = slot + (step if BACK else chunks - 1 - step)
+        x = tl.load(bounds + place.to(tl.int64) * HV + head, mask=inside, other=0.0)
+        between = left + tl.cumsum(x, 0) - x
+        felt = tl.maximum(felt, tl.max(tl.where(inside & (between <= NOTHING), 0, tl.where(inside, step + 1, 0)), 0))
+        left += tl.sum(x, 0)
+    return felt, left
 
 
 @triton.jit

@@ -9,10 +9,13 @@ from ..tiles import LEAST_LOG_DECAY, LOG2E, load_block, locate, sequence
 
 @kernel("N T decay_stride")
 def cumulate_kernel(
-    log_decay, decays, cu_seqlens, N, T, decay_stride,
-    HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
+    log_decay, decays, bounds, cu_seqlens, N, T, decay_stride,
+    HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """decays: [tokens, Hv], the log2 of what is left of a chunk's start after each token. One chunk a program."""
+    """decays: [tokens, Hv], the log2 of what is left of a chunk's start after each token. One chunk a program.
+
+    bounds: [chunks, Hv], the same after the last one (with ERASE there is more to it: `inverse_kernel`).
+    """
     n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED)
     first, length = sequence(cu_seqlens, n, T, PACKED)
     i = tl.arange(0, C)
@@ -24,6 +27,8 @@ def cumulate_kernel(
     if WIDE:
         x = x.to(tl.float64)
     tl.store(decays + (token + i[:, None]) * HV + heads[None, :], tl.cumsum(x * LOG2E, 0), mask=valid)
+    if not ERASE:
+        tl.store(bounds + tl.program_id(0).to(tl.int64) * HV + heads, tl.sum(x * LOG2E, 0).to(tl.float32), mask=heads < HV)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..tiles import (
+    NOTHING,
     factor,
     first_slot,
     load_decays,
@@ -15,6 +16,7 @@ from ..tiles import (
     load_state,
     pair_decay,
     product,
+    remembered,
     scanned,
     states_of,
     store_state,
@@ -24,7 +26,7 @@ from ..tiles import (
 
 @kernel("blocks T scale segments segment_chunks weight_stride")
 def forward_kernel(
-    q, k, v, decays, weight, inverse, reads, start, o, error, checkpoints, last, transfer, cu_seqlens,
+    q, k, v, decays, bounds, weight, inverse, reads, start, o, error, checkpoints, last, transfer, cu_seqlens,
     blocks, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     EVERY: tl.constexpr, CHECKPOINT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, STARTED: tl.constexpr,
@@ -39,7 +41,7 @@ def forward_kernel(
     start, last: [N, segments, Hv, dk, dv]. SAVE: E too, for backward.
     CHECKPOINT: and S before the last of every EVERY chunks.
     LOCAL: from S = 0, no outputs but `last`; further tiles carry the identity instead and give the segment's transfer
-    [N, segments, Hv, dk, dk] (ERASE) or its total log2 decay [N, segments, Hv].
+    [N, segments, Hv, dk, dk] (ERASE) or its total log2 decay [N, segments, Hv]. What is forgotten by the end is not gone over.
     """
     TILES: tl.constexpr = (DV + BV - 1) // BV + ((DK + BV - 1) // BV if LOCAL and ERASE else 0)
     tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
@@ -60,16 +62,24 @@ def forward_kernel(
     values = tile * BV + tl.arange(0, BV)
     i = tl.arange(0, C)
     state = tl.zeros([BV, BK], tl.float32)
+    left = 0.0
+    if LOCAL and GATED:
+        felt, left = remembered(bounds, head, first_slot(cu_seqlens, n, T, C, PACKED) + begin, end - begin, HV, False)
+    else:
+        felt = end - begin
     if LOCAL and ERASE:
         unit = tile - tl.cdiv(DV, BV)
         if unit >= 0:
             values = unit * BV + tl.arange(0, BV)
-            state = tl.where(values[:, None] == keys[None, :], 1.0, 0.0)
+            if left <= NOTHING:
+                felt = 0
+            else:
+                state = tl.where(values[:, None] == keys[None, :], 1.0, 0.0)
+                felt = end - begin
     if STARTED:
         state = load_state(start + place * DK * DV, keys, values, DK, DV)
-    total = 0.0
 
-    for chunk in range(begin, end):
+    for chunk in range(end - felt, end):
         token = first + chunk * C
         valid = chunk * C + i < length
         key = keys_.load([chunk * C, 0])
@@ -103,7 +113,6 @@ def forward_kernel(
                 pairs *= pair_decay(read[None, :], G[:, None], i[None, :], i[:, None], READ_BEFORE)
             out = tl.dot(e.to(operand), pairs.to(operand), acc=out, input_precision=PRECISION)
             outs.store([chunk * C, tile * BV], tl.trans(out.to(operand)))
-        total += whole.to(tl.float32)
 
     if LOCAL:
         if ERASE and tile >= tl.cdiv(DV, BV):
@@ -111,6 +120,6 @@ def forward_kernel(
         else:
             store_state(last + place * DK * DV, state, keys, values, DK, DV)
         if not ERASE and tile == 0:
-            tl.store(transfer + place, total)
+            tl.store(transfer + place, left)
     elif (end == chunks) & ((begin < chunks) | (segment == 0)):
         store_state(last + (n * HV + head).to(tl.int64) * DK * DV, state, keys, values, DK, DV)

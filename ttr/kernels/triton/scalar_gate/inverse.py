@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_decays, load_numbers, load_rows, locate, pair_decay, product, sequence, store_pairs
+from ..tiles import load_decays, load_numbers, load_rows, locate, pair_decay, product, sequence, store_bound, store_pairs
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def unit_lower_inverse(a, i, j, C: tl.constexpr, HALF: tl.constexpr, PRECISION: 
 
 @kernel("N T scale weight_stride")
 def inverse_kernel(
-    q, k, decays, weight, inverse, reads, cu_seqlens, N, T, scale, weight_stride,
+    q, k, decays, weight, inverse, reads, bounds, cu_seqlens, N, T, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr,
     GATED: tl.constexpr, WEIGHTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -39,6 +39,7 @@ def inverse_kernel(
     """One chunk and key head a program; its value heads share the products of keys and queries.
 
     inverse: [tokens, Hv, C]. reads: [tokens, Hv, C], what row i reads of write j: scale decay_ij <q_i, k_j> for i >= j.
+    bounds: [chunks, Hv], of `store_bound`.
     """
     n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED)
     h = tl.program_id(1)
@@ -54,10 +55,13 @@ def inverse_kernel(
     pairs = product(query, tl.trans(key), PRECISION) * scale
     i = t[:, None]
     j = t[None, :]
+    squares = tl.sum(tl.where(i == j, looks, 0.0), 1)
     for group in range(HV // H):
         head = h * (HV // H) + group
         b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
         G, before, _ = load_decays(decays, head, token, t, length - chunk * C, C, HV, GATED)
+        if GATED:
+            store_bound(bounds, tl.program_id(0), head, squares, b, G, before, valid, HV, LOOK_BEFORE)
         read = before if READ_BEFORE else G
         read_here = pairs * pair_decay(read[:, None], G[None, :], i, j, READ_BEFORE)
         store_pairs(reads, token, head, read_here, t, valid, HV, C)

@@ -99,7 +99,7 @@ class Plan:
     @cached_property
     def cumulate(self) -> Bound:
         grid = self.chunks, ceil_div(self.kind.sizes.HV, self.few_heads)
-        return cumulate_kernel.bind(grid, 4, **self.constants("HV", "BH", "C", "PACKED", WIDE=self.kind.dtype == torch.float32))
+        return cumulate_kernel.bind(grid, 4, **self.constants("HV", "BH", "C", "ERASE", "PACKED", WIDE=self.kind.dtype == torch.float32))
 
     @cached_property
     def inverse(self) -> Bound:

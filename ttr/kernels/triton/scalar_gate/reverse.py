@@ -16,6 +16,7 @@ from ..tiles import (
     load_state,
     pair_decay,
     product,
+    remembered,
     scanned,
     states_of,
     store_state,
@@ -25,7 +26,7 @@ from ..tiles import (
 
 @kernel("blocks T scale segments segment_chunks weight_stride")
 def reverse_kernel(
-    q, k, decays, weight, inverse, reads, do, end_gradient, dv, checkpoints, first_gradient, cu_seqlens,
+    q, k, decays, bounds, weight, inverse, reads, do, end_gradient, dv, checkpoints, first_gradient, cu_seqlens,
     blocks, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
@@ -36,7 +37,7 @@ def reverse_kernel(
 
     end_gradient, first_gradient: [N, segments, Hv, dk, dv]. dv: without ERASE the gradient of bV, Y.
     LEARNED: checkpoints, D behind the last of every EVERY chunks. FIRST: first_gradient of segment 0. LOCAL: from D = 0,
-    nothing but first_gradient, of segments 1, 2, ...
+    nothing but first_gradient, of segments 1, 2, ...; what nobody remembers at their start is not gone over.
     """
     TILES: tl.constexpr = (DV + BV - 1) // BV
     tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
@@ -58,6 +59,10 @@ def reverse_kernel(
     gradient = tl.zeros([BV, BK], tl.float32)
     if STARTED:
         gradient = load_state(end_gradient + place * DK * DV, keys, values, DK, DV)
+
+    if LOCAL and GATED:
+        felt, _left = remembered(bounds, head, first_slot(cu_seqlens, n, T, C, PACKED) + begin, end - begin, HV, True)
+        end = begin + felt
 
     for step in range(0, end - begin):
         chunk = end - 1 - step

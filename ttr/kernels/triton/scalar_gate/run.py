@@ -24,12 +24,13 @@ def forward(
     s = p.kind.sizes
     kept: dict[str, Any] = {name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in p.shapes.items()}
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    decays, inverse, reads, error, checkpoints = (kept.get(name) for name in ("decays", "inverse", "reads", "error", "checkpoints"))
+    names = "decays", "bounds", "inverse", "reads", "error", "checkpoints"
+    decays, bounds, inverse, reads, error, checkpoints = (kept.get(name) for name in names)
     if p.gated:
-        p.cumulate(log_decay, decays, cu_seqlens, s.N, s.T, p.decay_stride)
+        p.cumulate(log_decay, decays, bounds, cu_seqlens, s.N, s.T, p.decay_stride)
     if rule.erase:
-        p.inverse(q, k, decays, weight, inverse, reads, cu_seqlens, s.N, s.T, scale, p.weight_stride)
-    inputs = q, k, v, decays, weight, inverse, reads
+        p.inverse(q, k, decays, weight, inverse, reads, bounds, cu_seqlens, s.N, s.T, scale, p.weight_stride)
+    inputs = q, k, v, decays, bounds, weight, inverse, reads
     rest = cu_seqlens, p.blocks, s.T, scale, segments, p.segment_chunks, p.weight_stride
     start = initial
     if segments > 1:
@@ -51,21 +52,27 @@ def backward(
     p = backward_plan(kind, dlast is not None, learned)
     s, empty, learned = kind.sizes, q.new_empty, p.learned
     kept = dict(zip(p.shapes, saved, strict=True))
-    decays, inverse, reads, checkpoints = (kept.get(name) for name in ("decays", "inverse", "reads", "checkpoints"))
+    decays, bounds, inverse, reads, checkpoints = (kept.get(name) for name in ("decays", "bounds", "inverse", "reads", "checkpoints"))
     scanned = s.T, scale, segments, p.segment_chunks, p.weight_stride
     weights = weight if rule.erase else None
 
     dv = torch.empty_like(v)
     first = None if initial is None else torch.empty_like(initial)
     gradients = empty((p.blocks, s.HV, s.dk, s.dv)) if learned else None
-    inputs = q, k, decays, weights, inverse, reads, do
+    inputs = q, k, decays, bounds, weights, inverse, reads, do
     start, end = initial, dlast
     if segments > 1:
         start = kept["starts"]
         local, end = torch.empty_like(start), torch.empty_like(start)
         p.local(*inputs, None, None, None, local, cu_seqlens, p.blocks, *scanned)
         p.joined(dlast, local, kept["transfer"], end, segments)
+        del local
     p.whole(*inputs, end, dv, gradients, first, cu_seqlens, p.blocks, *scanned)
+    carried = None
+    if learned:
+        carried = empty((p.blocks, s.HV), dtype=torch.float32)
+        p.carried(checkpoints, gradients, decays, carried, cu_seqlens, s.N, s.T)
+    del gradients  # before dq and dk are there
 
     per_token = (*q.shape[:2], s.HV)
     dweight = None if weight is None else empty(per_token, dtype=torch.float32)
@@ -89,9 +96,8 @@ def backward(
 
     dlog_decay = None
     if learned:
-        carried, dlog_decay = empty((p.blocks, s.HV), dtype=torch.float32), empty(per_token, dtype=torch.float32)
+        dlog_decay = empty(per_token, dtype=torch.float32)
         at_start = None if initial is None else (initial * first).sum((2, 3))
-        p.carried(checkpoints, gradients, decays, carried, cu_seqlens, s.N, s.T)
         p.decay_gradient(taken, unseen, given, leaving, carried, at_start, dlog_decay, cu_seqlens, s.N, s.T, s.tokens)
     group = s.HV // s.H
     dq, dk = (x.view(q.shape) if group == 1 else x.view(*q.shape[:3], group, s.dk).sum(3) for x in (dq, dk))

@@ -16,6 +16,7 @@ def segments_kernel(
 
     local, between: [N, segments, Hv, dk, dv]; transfer: [N, segments, Hv, dk, dk], without ERASE log2 decays [N, segments, Hv].
     """
+    ROWS: tl.constexpr = 32 if BK > 32 else BK
     keys = tl.arange(0, BK)
     tiles: tl.constexpr = (DV + BV - 1) // BV
     values = tl.program_id(0) % tiles * BV + tl.arange(0, BV)
@@ -30,12 +31,17 @@ def segments_kernel(
         store_state(between + place * DK * DV, z, keys, values, DK, DV)
         if step + 1 < segments:
             if ERASE:
-                mask = (keys < DK)[:, None] & (keys < DK)[None, :]
-                if BACKWARD:
-                    pointers = transfer + place * DK * DK + keys[:, None] * DK + keys[None, :]
-                else:
-                    pointers = transfer + place * DK * DK + keys[:, None] + keys[None, :] * DK
-                z = product(z, tl.load(pointers, mask=mask, other=0.0), "tf32x3")
+                tl.debug_barrier()  # what was just stored is read again, a few channels at a time: a matrix as a whole is too large
+                z = load_state(local + place * DK * DV, keys, values, DK, DV)
+                for start in range(0, DK, ROWS):
+                    rows = start + tl.arange(0, ROWS)
+                    mask = (rows < DK)[:, None] & (keys < DK)[None, :]
+                    if BACKWARD:
+                        pointers = transfer + place * DK * DK + rows[:, None] * DK + keys[None, :]
+                    else:
+                        pointers = transfer + place * DK * DK + rows[:, None] + keys[None, :] * DK
+                    part = load_state(between + place * DK * DV, rows, values, DK, DV)
+                    z += product(part, tl.load(pointers, mask=mask, other=0.0), "tf32x3")
             else:
                 z *= tl.exp2(tl.load(transfer + place))
-            z += load_state(local + place * DK * DV, keys, values, DK, DV)
+                z += load_state(local + place * DK * DV, keys, values, DK, DV)
