@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..kernels.unit_norm import unit_norm
 from ..registry import stage
 from .base import Stage, StageModule
 
@@ -24,6 +25,10 @@ class Norm(Stage):
     def normalise(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"norm {self.kind!r} must define normalise(x)")
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """normalise(x) in float32 at least, in x's dtype."""
+        return self.normalise(_wide(x)).to(x.dtype)
+
     def build(self, size):
         return NormModule(self, size, affine="none", bias=False)
 
@@ -35,8 +40,8 @@ class L2(Norm):
 
     eps: float = 1e-6
 
-    def normalise(self, x):
-        return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + self.eps)
+    def rounded(self, x):
+        return unit_norm(x, self.eps)
 
 
 @stage("sum")
@@ -84,6 +89,10 @@ class LayerNorm(AffineNorm):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class NormModule(StageModule):
     """weight, bias: [width] shared by the heads, or [heads, width]."""
 
@@ -103,14 +112,10 @@ class NormModule(StageModule):
             nn.init.zeros_(self.bias)
 
     def forward(self, x, call):
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        if self.stage.over == "all":
-            flat = wide.unflatten(2, (self.micro_steps, -1)).flatten(-2)
-            y = self.stage.normalise(flat).view(x.shape)
-        else:
-            y = self.stage.normalise(wide)
-        if self.weight is not None:
-            y = y * self.weight
+        whole = x.unflatten(2, (self.micro_steps, -1)).flatten(-2) if self.stage.over == "all" else x
+        if self.weight is None:
+            return self.stage.rounded(whole).view(x.shape)
+        y = self.stage.normalise(_wide(whole)).view(x.shape) * self.weight
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype)

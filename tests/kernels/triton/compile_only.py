@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
 from ttr.kernels.triton.scalar_gate import plan, run
+from ttr.kernels.triton.unit_norm import function as unit_norm
 
 if __package__:
     from .ttgir import miscompiled_transposes
@@ -84,6 +85,17 @@ def steps() -> list[tuple]:
     return found
 
 
+def norms() -> list[tuple]:
+    """The launches of `unit_norm`, forward and backward, of heads of 128 and of the widest row."""
+    found = []
+    with mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs))):
+        for D in (128, 4096):
+            x = torch.empty(1024, D, dtype=torch.bfloat16)
+            unit_norm.launch(unit_norm.unit_norm_kernel, x, x, eps=1e-6)
+            unit_norm.launch(unit_norm.unit_norm_gradient_kernel, x, x, x, eps=1e-6)
+    return found
+
+
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
     """What Triton specialises this launch to: pointers on 16 bytes, None as a constant; numbers as far as the kernel lets it."""
     given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
@@ -133,6 +145,8 @@ def main(everything: bool) -> dict:
 
     for launch in steps():
         add("decode", *launch)
+    for launch in norms():
+        add("unit norm", *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:
             continue

@@ -31,7 +31,8 @@ LIMITS = {
     torch.float16: {"d log_decay": 3.0, "d step": 5.0, "rest": 2.5},
     torch.float32: {"rest": MOST},
 }
-MOST_ANYWHERE = 5.0  # of the largest error, which is a matter of luck; one wrong element is beyond luck
+# of the largest error, which is a matter of luck, as the mean of a FEW numbers is; one wrong element is beyond luck
+MOST_ANYWHERE, FEW = 5.0, 128
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 RAGGED = [5, 0, 64, 1, 333, 0, 130, 65, 1]
 
@@ -62,7 +63,8 @@ def hold(short: list[str], case: testing.Inputs, dtype: torch.dtype, run) -> Non
     got = low_precision.losses(run(case), exact, parts)
     for name in exact:
         mean, peak = (x / max(y, floor(dtype)) for x, y in zip(got[name], own[name], strict=True))
-        excess = max(mean, peak * MOST / MOST_ANYWHERE)
+        luck = MOST / MOST_ANYWHERE
+        excess = max(mean * (luck if exact[name].numel() < FEW else 1.0), peak * luck)
         told = f"{name} {mean:.2f} x the mean and {peak:.2f} x the largest error ({got[name][0]:.1e} against {own[name][0]:.1e})"
         assert excess <= LIMITS[dtype].get(name, LIMITS[dtype]["rest"]), told
         if excess > MOST:

@@ -1,0 +1,73 @@
+"""The kernels as a differentiable function."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..launch import Bound, Kernel
+from ..shapes import ceil_div, power_of_two
+from .kernels import unit_norm_gradient_kernel, unit_norm_kernel
+
+ELEMENTS, WARPS = 4096, 4  # of a program
+
+
+class UnitNorm(torch.autograd.Function):
+    """(x: [..., D], eps) -> x / sqrt(sum x^2 + eps) in x's dtype. Keeps x alone for backward."""
+
+    @staticmethod
+    def forward(x, eps):
+        x = _ready(x)
+        y = torch.empty_like(x)
+        launch(unit_norm_kernel, x, y, eps=eps)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.eps = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return _gradient(x, dy, ctx.eps), None
+        x, dy = _ready(x), _ready(dy)
+        dx = torch.empty_like(x)
+        launch(unit_norm_gradient_kernel, x, dy, dx, eps=ctx.eps)
+        return dx, None
+
+
+def _gradient(x: Tensor, dy: Tensor, eps: float) -> Tensor:
+    """The gradient in torch's own operations, which can be differentiated again."""
+    wide, given = x.float(), dy.float()
+    r = torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)
+    y = wide * r
+    return (r * (given - y * (y * given).sum(-1, keepdim=True))).to(x.dtype)
+
+
+def _ready(x: Tensor) -> Tensor:
+    """Contiguous, and on the 16 bytes that launches count on."""
+    return x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+
+
+def launch(kernel: Kernel, *tensors: Tensor, eps: float) -> None:
+    x = tensors[0]
+    D, device = x.shape[-1], x.get_device()
+    rows = x.numel() // D
+    bound = _bound(kernel, rows, D, x.dtype, device)
+    if device < 0 or device == torch.cuda.current_device():
+        bound(*tensors, rows, eps)
+    else:
+        with torch.cuda.device(device):
+            bound(*tensors, rows, eps)
+
+
+@lru_cache(maxsize=1024)
+def _bound(kernel: Kernel, rows: int, D: int, dtype: torch.dtype, device: int) -> Bound:
+    """dtype, device: for each of which a bound kernel is another one."""
+    block = power_of_two(D)
+    n = max(1, ELEMENTS // block)
+    return kernel.bind((ceil_div(rows, n),), WARPS, D=D, BLOCK=block, ROWS=n)
