@@ -45,15 +45,15 @@ class Kernels(torch.autograd.Function):
             o, last, saved = run.forward(
                 q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, any(ctx.needs_input_grad)
             )
-        ctx.save_for_backward(q, k, v, log_decay, weight, initial, cu_seqlens, *saved)
+        ctx.save_for_backward(q, k, v, log_decay, weight, initial, cu_seqlens, saved)
         ctx.rest = scale, rule, config, segments
         return o, last
 
     @staticmethod
     def backward(ctx, do, dlast):
-        inputs = ctx.saved_tensors[:7]
+        *inputs, saved = ctx.saved_tensors
         with poisoned():
-            got = run.backward(do.contiguous(), dlast, *inputs, ctx.saved_tensors[7:], *ctx.rest)
+            got = run.backward(do.contiguous(), dlast, *inputs, saved, *ctx.rest)
         summed = [g.sum((0, 1)) if g is not None and x.ndim == 1 else g for g, x in zip(got, inputs, strict=False)]
         return *summed, None, None, None, None, None
 

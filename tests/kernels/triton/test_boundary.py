@@ -15,7 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import ttr
 from ttr import testing
+from ttr.kernels.triton import configs
 from ttr.kernels.triton.autograd import ScalarGate
+
+from . import direct
 
 D = 16
 GATED = ttr.spec({"optimizer": "delta", "gate": "scalar"})
@@ -71,15 +74,15 @@ def test_opcheck(spec, T, save, packed):
     arguments = raw(spec, T, save, packed, started=not split)
     if split:
         arguments = tuple(x[:1, :, :1] if isinstance(x, Tensor) else x for x in arguments)
-    checks = ["test_schema", "test_faketensor"]
-    if not (packed or split):  # it compares numbers, and packed sequences leave room in what is saved
-        checks.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.ttr.scalar_gate_forward.default, arguments, test_utils=checks)
-    if save:
-        o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*arguments)
-        assert saved[-1].numel() == (2 * D * D if spec is GATED else 2) * split or not split, "257 tokens of one head are split in two"
-        backward = (o, last, *arguments[:7], saved, *arguments[7:11], True)
-        torch.library.opcheck(torch.ops.ttr.scalar_gate_backward.default, backward, test_utils=checks)
+    check = partial(torch.library.opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
+    with direct.poisoned():  # what nobody writes of a buffer is the same every time, as it is compared, too
+        check(torch.ops.ttr.scalar_gate_forward.default, arguments)
+        if save:
+            o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*arguments)
+            if split:
+                q = arguments[0]
+                assert configs.choose(configs.arch_of(q.device), spec is GATED, D, D, q.dtype, 1, T).segments == 2
+            check(torch.ops.ttr.scalar_gate_backward.default, (o, last, *arguments[:7], saved, *arguments[7:11], True))
 
 
 def test_fake_kernels_of_a_gpu_need_none():
@@ -90,7 +93,9 @@ def test_fake_kernels_of_a_gpu_need_none():
         o, state = ttr.regress(q, q, v, "gated_deltanet", step=step, log_decay=step)
         assert o.shape == v.shape and o.device == v.device and o.dtype == v.dtype and state.weights["W"].shape == (8, 32, 128, 128)
         o, _, saved = torch.ops.ttr.scalar_gate_forward.default(q, q, v, step, step, None, None, 1.0, True, False, False, True, True)
-        assert saved[-1].numel() == 0 and saved[0].shape[:2] == (8 * 2048, 32)
+        chunk = configs.config_for("sm_90", True, 128, 128, q.dtype).chunk
+        kept = v.numel() + 2 * 8 * 2048 * 32 * chunk  # the errors, two matrices a chunk, and the states of some chunks
+        assert saved.dtype == torch.uint8 and 1 < saved.numel() / (kept * q.itemsize) < 1.5
         got = torch.ops.ttr.scalar_gate_backward.default(o, None, q, q, v, step, step, None, None, saved, 1.0, True, False, False, True)
         assert [x.shape for x in got] == [x.shape for x in (q, q, v, step, step)]
 

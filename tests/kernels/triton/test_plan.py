@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 def kind(N: int = 2, HV: int = 4, erase: bool = True, config: Config | None = None, **changed) -> Kind:
     sizes = Sizes(N=N, T=100, tokens=100 * N, H=2, HV=HV, dk=64, dv=64)
-    made = Kind(sizes, torch.bfloat16, 0, 3, 3, True, False, Rule(erase, False, False), config or direct.config(), 2)
+    made = Kind(sizes, torch.bfloat16, 0, 3, 3, True, False, Rule(erase, False, False), config or direct.config(), 2, 2)
     return made._replace(**changed)
 
 
@@ -36,10 +36,10 @@ def test_any_number_of_memories_fits_a_grid():
 
 
 def test_states_are_kept_for_a_gradient_of_the_log_decay_alone():
-    assert "checkpoints" in forward_plan(kind(), True, True).shapes
-    assert "checkpoints" not in forward_plan(kind(), True, False).shapes
-    assert "checkpoints" not in forward_plan(kind(log_decay=None), True, True).shapes
-    assert forward_plan(kind(), True, False).shapes.keys() == backward_plan(kind(), False, False).shapes.keys()
+    assert "checkpoints" in forward_plan(kind(), True, True).kept.places
+    assert "checkpoints" not in forward_plan(kind(), True, False).kept.places
+    assert "checkpoints" not in forward_plan(kind(log_decay=None), True, True).kept.places
+    assert forward_plan(kind(), True, False).kept.places.keys() == backward_plan(kind(), False, False).kept.places.keys()
 
 
 def test_a_plan_is_made_once_for_a_kind():

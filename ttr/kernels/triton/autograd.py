@@ -9,32 +9,30 @@ from . import ops  # noqa: F401  (it registers the operators)
 
 
 class ScalarGate(torch.autograd.Function):
-    """(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, learned) -> o, last, *saved."""
+    """(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, learned) -> o, last, saved."""
 
     @staticmethod
     def forward(*args):
-        o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*args[:-1], True, args[-1])
-        return o, last, *saved
+        return torch.ops.ttr.scalar_gate_forward.default(*args[:-1], True, args[-1])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, scale, erase, look_before, read_before, learned = inputs
-        saved = output[2:]
         ctx.rule, ctx.learned = (scale, erase, look_before, read_before), learned
-        ctx.mark_non_differentiable(*saved)
+        ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *saved)
+        ctx.save_for_backward(*tensors, output[2])
 
     @staticmethod
-    def backward(ctx, do, dlast, *_):
-        q, k, v, log_decay, weight, initial, cu_seqlens, *saved = ctx.saved_tensors
+    def backward(ctx, do, dlast, _):
+        q, k, v, log_decay, weight, initial, cu_seqlens, saved = ctx.saved_tensors
         if do is None:
             if dlast is None:
                 return (None,) * 12
             do = torch.zeros_like(v)
         learned = ctx.learned
         backward = Backward.apply if torch.is_grad_enabled() else Backward.forward
-        got = iter(backward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *saved, *ctx.rule, learned))
+        got = iter(backward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, saved, *ctx.rule, learned))
         dq, dk, dv = next(got), next(got), next(got)
         dlog_decay = next(got) if learned else None
         dweight = None if weight is None else next(got)
@@ -53,12 +51,8 @@ class Backward(torch.autograd.Function):
     """The gradients as a function of its own, so that a second derivative is refused instead of being wrong."""
 
     @staticmethod
-    def forward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, *rest):
-        *saved, scale, erase, look_before, read_before, learned = rest
-        got = torch.ops.ttr.scalar_gate_backward.default(
-            do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, saved, scale, erase, look_before, read_before, learned
-        )
-        return tuple(got)
+    def forward(*args):
+        return tuple(torch.ops.ttr.scalar_gate_backward.default(*args))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -78,7 +72,7 @@ def scalar_gate(
     if not differentiated(args[:6]):
         o, last, _ = torch.ops.ttr.scalar_gate_forward.default(*args, False, False)
         return o, last
-    o, last, *_ = apply(ScalarGate, *args, log_decay is not None and log_decay.requires_grad)
+    o, last, _ = apply(ScalarGate, *args, log_decay is not None and log_decay.requires_grad)
     return o, last
 
 

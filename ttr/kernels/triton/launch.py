@@ -13,6 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
+from .buffers import Piece
+
 
 def kernel(numbers: str) -> Callable:
     """Decorator: a triton kernel whose run-time numbers (their names, apart by blanks) never make another compilation."""
@@ -42,7 +44,7 @@ class Bound:
         self.kernel, self.grid, self.warps, self.stages, self.constants = kernel, (*grid, 1, 1)[:3], warps, stages, constants
         self.ready: tuple | None = None
 
-    def __call__(self, *arguments: Tensor | float | None) -> None:
+    def __call__(self, *arguments: Tensor | Piece | float | None) -> None:
         """arguments: in order."""
         if self.ready is None:
             self.ready = self.first(arguments)
@@ -54,7 +56,7 @@ class Bound:
 
     def first(self, arguments: tuple) -> tuple | None:
         """What another bound call was compiled to, if it fits; otherwise compile and launch, and None."""
-        types = tuple(x.dtype if isinstance(x, Tensor) else x is None for x in arguments)
+        types = tuple(getattr(x, "dtype", x is None) for x in arguments)
         device = next(x for x in arguments if isinstance(x, Tensor)).get_device()
         key = (device, self.warps, self.stages, types, tuple(self.constants.values()))
         known = self.kernel.compiled.get(key)
@@ -65,7 +67,7 @@ class Bound:
                 self.kernel.compiled[key] = compiled.run, device, compiled.function, compiled.packed_metadata, rest
         return known
 
-    def through_triton(self, *arguments: Tensor | float | None) -> Any:
+    def through_triton(self, *arguments: Tensor | Piece | float | None) -> Any:
         """The way that looks at every argument: to compile, and for tensors that do not lie on 16 bytes."""
         return self.kernel.fn[self.grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
 

@@ -23,12 +23,12 @@ library = torch.library.Library("ttr", "FRAGMENT")
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? weight, Tensor? initial, Tensor? cu_seqlens"
 _RULE = "float scale, bool erase, bool look_before, bool read_before"
 library.define(
-    f"scalar_gate_forward({_INPUTS}, {_RULE}, bool save, bool learned) -> (Tensor o, Tensor last, Tensor[] saved)",
+    f"scalar_gate_forward({_INPUTS}, {_RULE}, bool save, bool learned) -> (Tensor o, Tensor last, Tensor saved)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 library.define(
     # dq, dk, dv and, where they were given, dlog_decay (if learned), dweight, dinitial
-    f"scalar_gate_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor[] saved, {_RULE}, bool learned) -> Tensor[]",
+    f"scalar_gate_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor saved, {_RULE}, bool learned) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -47,13 +47,12 @@ def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool) -> con
     return configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1])
 
 
-def _saved(
-    q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool, learned: bool
-) -> dict[str, Any]:
+def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool, learned: bool) -> int:
+    """Bytes."""
     config, _, room = _choose(q, v, cu_seqlens, erase)
     config = configs.suited(config, before)
     gated, packed = log_decay is not None, cu_seqlens is not None
-    return saved(sizes_of(q, v, cu_seqlens), q.dtype, config, room, erase=erase, gated=gated, learned=learned, packed=packed)
+    return saved(sizes_of(q, v, cu_seqlens), q.dtype, config, room, erase=erase, gated=gated, learned=learned, packed=packed).size
 
 
 def _ready(*tensors: Tensor | None) -> list[Any]:
@@ -70,11 +69,7 @@ def _forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look
     config, segments, room = _choose(q, v, cu_seqlens, erase)
     q, k, v, log_decay, weight, initial, cu_seqlens = _ready(q, k, v, log_decay, weight, initial, cu_seqlens)
     rule = _rule(erase, look_before, read_before)
-    o, last, kept = run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save, learned)
-    if save and room and segments == 1:  # uncut, but of a size of which longer sequences would be: their shapes, unused
-        shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before, learned)
-        kept[-2:] = (v.new_empty(shapes[name][0], dtype=torch.float32) for name in ("starts", "transfer"))
-    return o, last, kept if save else []
+    return run.forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, rule, config, segments, save, learned, room)
 
 
 def _backward(
@@ -82,9 +77,9 @@ def _backward(
 ):  # fmt: skip
     from .scalar_gate import run
 
-    config, segments, _ = _choose(q, v, cu_seqlens, erase)
-    given: Any = _ready(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens)
-    rest: Any = (_ready(*saved), scale, _rule(erase, look_before, read_before), config, segments, learned)
+    config, segments, room = _choose(q, v, cu_seqlens, erase)
+    given: Any = _ready(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, saved)
+    rest: Any = scale, _rule(erase, look_before, read_before), config, segments, learned, room
     dq, dk, dv, dlog_decay, dweight, dinitial = run.backward(*given, *rest)
     if dlog_decay is not None and log_decay.ndim == 1:
         dlog_decay = dlog_decay.sum((0, 1))
@@ -117,8 +112,8 @@ def _on_cpu(kernel):
 def _fake_forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save, learned):
     s = sizes_of(q, v, cu_seqlens)
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    shapes = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before, learned).values() if save else ()
-    return o, last, [v.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
+    size = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before, learned) if save else 0
+    return o, last, v.new_empty((size,), dtype=torch.uint8)
 
 
 def _fake_backward(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .buffers import Layout
 from .configs import Config
 
 
@@ -46,13 +47,10 @@ def sizes_of(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Sizes:
 
 def saved(
     s: Sizes, dtype: torch.dtype, config: Config, room: int, *, erase: bool, gated: bool, learned: bool, packed: bool, save: bool = True
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """What forward makes for backward, name -> (shape, dtype); without `save`, as much as forward itself needs.
+) -> Layout:
+    """What forward makes for backward; without `save`, as much as forward itself needs.
 
-    learned: whether the log decay, if there is one, wants a gradient. room: for how many segments; with 0 their tensors have
-    a first axis of length 0. What there is does not depend on sizes.
-    Axes that may be symbols are multiplied into the first one: torch asks of every other whether it is 1, which would
-    compile a graph for each answer.
+    learned: whether the log decay, if there is one, wants a gradient. room: for how many segments; their arrays come last.
     """
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if gated:  # the summed log decays of every chunk
@@ -68,4 +66,4 @@ def saved(
     pieces = s.N * room * s.HV
     out["starts"] = (pieces, s.dk, s.dv), torch.float32
     out["transfer"] = (pieces, s.dk, s.dk) if erase else (pieces,), torch.float32
-    return out
+    return Layout(out)

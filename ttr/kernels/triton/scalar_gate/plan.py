@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..buffers import Layout, Shapes
 from ..configs import Config, suited
 from ..launch import Bound
 from ..shapes import Sizes, ceil_div, power_of_two, saved, sizes_of
@@ -42,13 +43,17 @@ class Kind(NamedTuple):
     rule: Rule
     config: Config
     segments: int
+    room: int  # for how many segments states are kept; 0: no sequence of such a size is cut
 
 
-def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Config, segments: int) -> Kind:
+def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Config, segments: int, room: int | None) -> Kind:
+    """room: as many as segments if None."""
+    if room is None:
+        room = segments if segments > 1 else 0
     log_decay_axes, weight_axes = (None if x is None else x.ndim for x in (log_decay, weight))
     return Kind(
         sizes_of(q, v, cu_seqlens), q.dtype, q.get_device(), log_decay_axes, weight_axes, initial is not None, cu_seqlens is not None,
-        rule, suited(config, rule.look_before or rule.read_before), segments,
+        rule, suited(config, rule.look_before or rule.read_before), segments, room,
     )  # fmt: skip
 
 
@@ -72,9 +77,8 @@ class Plan:
         # a weight below it cannot be divided out again
         self.least_weight = 2.0**-14 if kind.dtype == torch.float16 else 1e-30
         self.reader_tiles, self.writer_tiles = (ceil_div(s.dk, launch.tile) for launch in (self.config.readers, self.config.keys))
-        room = kind.segments if kind.segments > 1 else 0
-        self.shapes = saved(
-            s, kind.dtype, self.config, room, erase=self.erase, gated=self.gated, learned=learned, packed=kind.packed, save=save
+        self.kept = saved(
+            s, kind.dtype, self.config, kind.room, erase=self.erase, gated=self.gated, learned=learned, packed=kind.packed, save=save
         )
         self.hidden = kind.rule.read_before or (self.erase and kind.rule.look_before)
 
@@ -149,6 +153,20 @@ class Backward(Plan):
         self.cut = kind.segments > 1
         # without ERASE weights are part of what is written (`weigh`)
         self.weighted = {} if self.erase else {"WEIGHTED": False}
+        self.work = Layout(self._work())
+
+    def _work(self) -> Shapes:
+        s, dtype = self.kind.sizes, self.kind.dtype
+        out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        if self.erase:
+            out["read_pairs"] = out["look_pairs"] = (s.tokens, s.HV, self.config.chunk), dtype
+        if self.learned:  # partial sums per tile of key channels
+            out["taken"] = (self.reader_tiles, s.tokens, s.HV), torch.float32
+            out["given"] = out["leaving"] = (self.writer_tiles, s.tokens, s.HV), torch.float32
+            out["carried"] = (self.blocks, s.HV), torch.float32
+            if self.hidden:
+                out["unseen"] = out["taken"]
+        return out
 
     def pass_over(self, started: bool, local: bool) -> Bound:
         segments = self.kind.segments - 1 if local else self.kind.segments

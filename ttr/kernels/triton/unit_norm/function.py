@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..launch import Bound, Kernel
+from ..launch import Bound
 from ..shapes import ceil_div, power_of_two
 from .kernels import unit_norm_gradient_kernel, unit_norm_kernel
 
@@ -53,7 +54,7 @@ def _ready(x: Tensor) -> Tensor:
     return x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
-def launch(kernel: Kernel, *tensors: Tensor, eps: float) -> None:
+def launch(kernel: Any, *tensors: Tensor, eps: float) -> None:
     x = tensors[0]
     D, device = x.shape[-1], x.get_device()
     rows = x.numel() // D
@@ -66,7 +67,7 @@ def launch(kernel: Kernel, *tensors: Tensor, eps: float) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _bound(kernel: Kernel, rows: int, D: int, dtype: torch.dtype, device: int) -> Bound:
+def _bound(kernel: Any, rows: int, D: int, dtype: torch.dtype, device: int) -> Bound:
     """dtype, device: for each of which a bound kernel is another one."""
     block = power_of_two(D)
     n = max(1, ELEMENTS // block)
