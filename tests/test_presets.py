@@ -178,6 +178,19 @@ def titans(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
     return output, {name.replace("momentum_", "momentum."): value for name, value in state.items()}
 
 
+def lact_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return {**draw.qkv(T), "weight": draw.rate(T, 3), "momentum": draw.rate(T), "params": draw.params(spec, DK, DV)}
+
+
+def lact(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    """The paper's W_0, W_1, W_2 are W1, W2, W3, transposed; its momentum is of what climbs."""
+    W1, W2, W3 = (x["params"][name].mT for name in ("W1", "W2", "W3"))
+    signals = {"rates": x["weight"], "momentum": x["momentum"]}
+    output, state = tr.lact(x["q"], x["k"], x["v"], **signals, W_0=W1, W_1=W2, W_2=W3, chunk=spec.optimizer.mini_batch)
+    weights = {f"W{i + 1}": state[f"W_{i}"].mT for i in range(3)}
+    return output, weights | {f"momentum.W{i + 1}": -state[f"momentum_W_{i}"].mT for i in range(3)}
+
+
 def plain(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
     return draw.qkv(T)
 
@@ -232,6 +245,9 @@ CASES = {
     "titans": Case("titans", titans_inputs, titans, ("definition",)),
     "titans in fours": Case("titans", titans_inputs, titans, ("definition",), {"optimizer.mini_batch": 4}),
     "titans online": Case("titans", titans_inputs, titans, ("definition",), {"optimizer.mini_batch": 1}),
+    "lact": Case("lact", lact_inputs, lact, ("definition", "dual")),
+    # the norms as the paper has them, of the start; with the preset's eps they move by 1e-10 a step
+    "lact in fours": Case("lact", lact_inputs, lact, ("definition", "dual"), {"optimizer.mini_batch": 4, "gate.eps": 1e-7}),
     "softmax": Case("softmax", plain, lambda spec, x: (tr.softmax(**x)[0], {}), ("definition", "sdpa")),
     "softmax_window": Case(
         "softmax_window",

@@ -18,7 +18,7 @@ from ttr.objectives import L2
 from ttr.regressors import MLP, Linear
 from ttr.signals import make_signal
 
-SAMPLES = 200
+SAMPLES = 420
 
 
 def plain(data: Any) -> bool:

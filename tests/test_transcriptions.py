@@ -30,6 +30,9 @@ def every_transcription(draw) -> dict[str, Callable[..., tuple]]:
     batches = {"norm_weight": gain, "norm_bias": shift, "position": position, "mini_batch": 4}
     titans = functools.partial(tr.titans, weights=[W1, W2], norm_weight=gain, norm_bias=shift, mini_batch=4)
 
+    swiglu = {"W_0": W1.mT, "W_1": W2.mT, "W_2": W1.mT.flip(-1)}
+    lact = functools.partial(tr.lact, **swiglu, chunk=4)
+
     def twice(x: Tensor) -> Tensor:
         return torch.stack([x, x.flip(-1)], 2)
 
@@ -59,6 +62,7 @@ def every_transcription(draw) -> dict[str, Callable[..., tuple]]:
         "ttt_linear": lambda q, k, v, s, g: ttt(q, k, v, rate=s, **batches),
         "ttt_mlp": lambda q, k, v, s, g: mlp(q, k, v, rate=0.1 * s, **batches),
         "titans": lambda q, k, v, s, g: titans(q, k, v, step=0.1 * s, momentum=0.5 * s, log_decay=g),
+        "lact": lambda q, k, v, s, g: lact(q, k, v, rates=torch.stack([s, s * s, 1 - s], -1), momentum=s),
         "softmax": lambda q, k, v, s, g: tr.softmax(q, k, v),
         "softmax_window": lambda q, k, v, s, g: tr.softmax_window(q, k, v, window=3),
     }

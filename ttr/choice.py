@@ -99,7 +99,7 @@ def _torch_targets(spec) -> dict[str, str]:
             "chunk": f"least squares: gated statistics chunk by chunk, {solver} at the read",
             "recurrent": f"least squares: token by token, {solver} at the read",
         }
-        if solver == "rls" and spec.gate.kind != "none":  # under wind-up the inverse is best carried from token to token
+        if solver == "rls" and spec.gate.decays:  # under wind-up the inverse is best carried from token to token
             read = {"recurrent": "recursive least squares carries the inverse from token to token", "chunk": read["chunk"]}
         return {**read, "definition": "the normal equations solved densely at every token"}
     if not is_linear(spec) and not why_not_dual(spec):
@@ -111,7 +111,10 @@ def _torch_targets(spec) -> dict[str, str]:
             "definition": "token by token through torch.func.grad",
         }
     if not is_linear(spec):
-        return {"definition": f"token by token through torch.func.grad: {why_nonlinear(spec)}"}
+        why = why_nonlinear(spec)
+        if spec.mini_batch != 1 and (no_dual := why_not_dual(spec)) not in why:
+            why = f"{why}; {no_dual}"
+        return {"definition": f"token by token through torch.func.grad: {why}"}
     per_value = per_value_signals(spec)
     reason = "linear in the state: one canonical recurrence, probed from the optimizer"
     recurrent = {"recurrent": f"{reason}, one event at a time", "definition": "token by token through torch.func.grad"}
@@ -129,6 +132,8 @@ def why_nonlinear(spec) -> str:
         return f"optimizer {spec.optimizer.kind!r} is not linear in (weights, gradient)"
     if not spec.objective.quadratic:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
+    if spec.gate.projects:
+        return f"gate {spec.gate.kind!r} maps the weights after every update"
     return f"mini_batch={spec.mini_batch!r} takes gradients at frozen weights, and {why_not_dual(spec)}"
 
 
@@ -144,6 +149,11 @@ def why_not_dual(spec) -> str | None:
         )
     if spec.gate.per_key or any(s.per in ("key", "value") for s in spec.signals().values()):
         return "the dual form takes gates and signals per head only"
+    if not spec.optimizer.accumulate:
+        if spec.gate.projects:
+            return f"gate {spec.gate.kind!r} maps the weights after every token; accumulate=true would make it once per mini-batch"
+        if apart := [name for name, s in spec.signals().items() if s.per == "tensor"]:
+            return f"{apart[0]} per tensor gives every weight tensor a mask of its own; accumulate=true needs none"
     if spec.separate_write_key:
         return "the dual form needs write_key=same"
     return None

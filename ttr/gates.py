@@ -20,13 +20,15 @@ Order = Literal["first", "coupled"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Piece):
-    """W <- exp(log_decay) W before the token's update.
+    """W <- exp(log_decay) W before the token's update (decays), or W <- project(W) after it (projects).
 
     order: where the gradient is taken, at the decayed weights (`first`: Gated DeltaNet, KDA) or at the undecayed
     ones (`coupled`: weight decay; Titans, RWKV-7).
     """
 
     registry: ClassVar = GATES
+    decays: ClassVar[bool] = True
+    projects: ClassVar[bool] = False
     per_key: ClassVar[bool] = False  # one decay per key channel instead of one per head
     order: Order = "first"
 
@@ -35,6 +37,10 @@ class Gate(Piece):
     ) -> Tensor | None:
         """The natural log of what is kept, [Hv], [..., Hv] or, when `per_key`, [..., Hv, dk]; None keeps all."""
         raise NotImplementedError(f"gate {self.kind!r} must define log_decay")
+
+    def project(self, weight: Tensor, before: Tensor) -> Tensor:
+        """One weight tensor of a head as it stays, after the update and from what it was before it (projects)."""
+        raise NotImplementedError(f"gate {self.kind!r} has projects=True and must define project(weight, before)")
 
     def init_params(self, n_heads: int, dk: int) -> dict[str, Tensor]:
         """Learned constants that are not per token, each with leading [n_heads]."""
@@ -46,11 +52,48 @@ class Gate(Piece):
 class NoGate(Gate):
     """Nothing is forgotten but what the optimizer overwrites; so `order` makes no difference and is dropped."""
 
+    decays: ClassVar[bool] = False
+
     def __post_init__(self):
         object.__setattr__(self, "order", "first")
 
     def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
         return None
+
+
+@gate("weight_norm")
+@dataclass(frozen=True, kw_only=True)
+class WeightNorm(Gate):
+    """W_:c <- W_:c ||W_:c before|| / ||W_:c||, after every update and for every output unit c: the lengths of the start stay.
+
+    Norms are sqrt(sum of squares + eps^2), so a unit that is zero stays about zero. Vectors (biases) are left alone. What
+    is written takes the room of what was there before, so nothing else forgets and `order` is dropped.
+    Source: LaCT (2505.23884), the post-norm of its fast weights.
+    """
+
+    decays: ClassVar[bool] = False
+    projects: ClassVar[bool] = True
+    eps: float = 1e-5
+
+    def __post_init__(self):
+        object.__setattr__(self, "order", "first")
+        if not self.eps > 0:
+            raise SpecError(f"gate.eps={self.eps}: expected > 0 (a unit of zero has no direction)")
+
+    def check(self, spec):
+        if spec.regressor.family != "trained":
+            raise SpecError(f"gate='weight_norm' keeps the lengths of weights that are trained, got regressor={spec.regressor.kind!r}")
+        if spec.read.normalizer != "none":
+            raise SpecError("gate='weight_norm' would rescale the value channel that read.normalizer adds; use read.normalizer none")
+
+    def log_decay(self, signals, *, n_heads, layer_idx=0, n_layers=1, params):
+        return None
+
+    def project(self, weight, before):
+        if weight.ndim < 2:
+            return weight
+        squares = (x.square().sum(-2, keepdim=True) + self.eps**2 for x in (before, weight))
+        return weight * torch.sqrt(next(squares) / next(squares))
 
 
 def retnet_log_decay(n_heads: int) -> Tensor:

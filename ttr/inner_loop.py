@@ -7,6 +7,7 @@
         p  = point(z~ if order == first else z, s)         # the mini-batch's start instead, if mini_batch > 1
         g  = torch.func.grad(objective)(p; k, v)           # never written by hand here
         z  = update(z~, g, s)                              # or once per mini-batch on the sum of weight * g
+        z[0] = project(z[0], what it was), if the gate projects
     o_t = predict(read(z, s), q_t), if read: after
 
 One head at a time, batch and heads by torch.func.vmap. Nobody optimises this file. The least-squares and kernel
@@ -62,7 +63,8 @@ def complete_state(spec: Spec, weights: Weights, dk: int) -> State:
 
 
 def _widths(per: str, dk: int, weights: Weights) -> tuple[int, int]:
-    return {"key": (dk, 1), "value": (1, weights["W"].shape[-1] if "W" in weights else 1)}.get(per, (1, 1))
+    wide = {"key": (dk, 1), "value": (1, weights["W"].shape[-1] if "W" in weights else 1), "tensor": (len(weights), 1)}
+    return wide.get(per, (1, 1))
 
 
 def definition(problem: Problem) -> tuple[Tensor, State]:
@@ -120,6 +122,8 @@ class InnerLoop:
         self.optimizer: Optimizer = spec.optimizer
         self.params = params
         self.outer = {name: params[name] for name in spec.regressor.outer if name in params}
+        apart = [name for name, s in self.optimizer.signals().items() if s.per == "tensor"]
+        self.apart = {weight: (i, apart) for i, weight in enumerate(spec.weight_names)} if apart else {}
 
     def run(self, tokens: dict, memory: dict, position: int) -> tuple[Tensor, dict]:
         spec, optimizer = self.spec, self.optimizer
@@ -139,14 +143,16 @@ class InnerLoop:
                 s = self._signals(tokens, t, j)
                 decayed = self._gate(z, keep) if j == 0 else z
                 source = start if spec.mini_batch != 1 else decayed if spec.gate.order == "first" else z
-                p = {name: optimizer.point(slots, s) for name, slots in source.items()}
+                p = {name: optimizer.point(slots, self.own(s, name)) for name, slots in source.items()}
                 g = self._gradient(p, tokens, t, j, s)
                 if optimizer.accumulate:
                     open_ = self._gather(open_, g, s, keep if j == 0 else None)
                 else:
-                    z = {name: optimizer.update(decayed[name], g[name], s) for name in z}
+                    before = z
+                    z = {name: optimizer.update(decayed[name], g[name], self.own(s, name)) for name in z}
                     if spec.separate_write_key:
                         z = self._write(z, p, tokens, t, j, s)
+                    z = self._project(z, before)
             position += 1
             read = self._read(z, s)
             if optimizer.position != "none":
@@ -169,6 +175,20 @@ class InnerLoop:
     def _memory(self, z: dict[str, tuple[Tensor, ...]]) -> dict:
         slots = {slot: {name: zs[i + 1] for name, zs in z.items()} for i, slot in enumerate(self.optimizer.slots)}
         return {"weights": {name: zs[0] for name, zs in z.items()}, "slots": slots}
+
+    def own(self, s: Signals, weight: str) -> Signals:
+        """The signals of one weight tensor, of those that are declared per tensor its own entry."""
+        if not self.apart:
+            return s
+        i, names = self.apart[weight]
+        return s.replace(**{name: getattr(s, name).flatten()[i] for name in names})
+
+    def _project(self, z: dict, before: dict) -> dict:
+        """What the gate makes of the weights after an update."""
+        gate = self.spec.gate
+        if not gate.projects:
+            return z
+        return {name: (gate.project(w, before[name][0]), *slots) for name, (w, *slots) in z.items()}
 
     def _shape(self, s: Tensor) -> Tensor:
         """[d1, d2] broadcasts against the matrix of a linear regressor; elsewhere a number is a number."""
@@ -202,7 +222,7 @@ class InnerLoop:
         return self.spec.regressor.predict({**w, **self.outer}, x)
 
     def _read(self, z: dict, s: Signals) -> Weights:
-        return {name: self.optimizer.read(slots, s) for name, slots in z.items()}
+        return {name: self.optimizer.read(slots, self.own(s, name)) for name, slots in z.items()}
 
     def _gradient(self, p: Weights, tokens: dict, t: int, j: int, s: Signals) -> Weights:
         k, v = tokens["k"][t, j], tokens["v"][t, j]
@@ -237,11 +257,10 @@ class InnerLoop:
 
     def _gather(self, open_: dict, g: Weights, s: Signals, keep: Tensor | None) -> dict:
         """Add one event to the open mini-batch. An optimizer without a weight of its own is weighted by its step."""
-        own = "weight" in self.optimizer.signals()
-        weight = s.weight if own else s.step
         names = self.optimizer.signals()
+        weighting = "weight" if "weight" in names else "step"
         return {
-            "gradient": {name: open_["gradient"][name] + weight * g[name] for name in g},
+            "gradient": {name: open_["gradient"][name] + getattr(self.own(s, name), weighting) * g[name] for name in g},
             "signals": {name: open_["signals"][name] + getattr(s, name) for name in names},
             "kept": open_["kept"] if keep is None else open_["kept"] * keep,
         }
@@ -252,8 +271,9 @@ class InnerLoop:
         means = {name: self._shape(total / count) for name, total in open_["signals"].items()}
         if "weight" not in means:
             means["step"] = torch.ones_like(means["step"])
-        z = self._gate(z, open_["kept"])
-        return {name: self.optimizer.update(slots, open_["gradient"][name], Signals(means)) for name, slots in z.items()}
+        s, decayed = Signals(means), self._gate(z, open_["kept"])
+        updated = {name: self.optimizer.update(zs, open_["gradient"][name], self.own(s, name)) for name, zs in decayed.items()}
+        return self._project(updated, z)
 
 
 def reopened(open_: dict) -> dict:

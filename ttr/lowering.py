@@ -57,6 +57,7 @@ def is_linear(spec) -> bool:
         and spec.optimizer.linear
         and spec.objective.quadratic
         and spec.mini_batch == 1
+        and not spec.gate.projects
     )
 
 

@@ -150,9 +150,9 @@ class Signal:
     def constant(self) -> bool:
         return self.value is not None
 
-    def width(self, dk: int, dv: int) -> int:
-        """Numbers per head and token."""
-        return {"head": 1, "key": dk, "value": dv, "tensor": 1}[self.per]
+    def width(self, dk: int, dv: int, tensors: int) -> int:
+        """Numbers per head and token; tensors: how many weight tensors the regressor has."""
+        return {"head": 1, "key": dk, "value": dv, "tensor": tensors}[self.per]
 
 
 def signal(default: float | str, **fields: Any) -> Any:

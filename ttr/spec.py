@@ -146,7 +146,7 @@ class Spec(Declaration):
         if isinstance(self.optimizer, Optimizer) and self.objective is not None:
             # gradients that do not see the gate have no order; frozen ones are taken at the undecayed weights
             blind = self.objective.kind == "dot" and self.regressor.linear
-            order = "first" if blind else "coupled" if self.mini_batch != 1 and self.gate.kind != "none" else self.gate.order
+            order = "first" if blind else "coupled" if self.mini_batch != 1 and self.gate.decays else self.gate.order
             if order != self.gate.order:
                 object.__setattr__(self, "gate", replace(self.gate, order=order))
             if self.objective.kind == "dot" and self.optimizer.step_rule.kind == "implicit":
@@ -230,6 +230,11 @@ class Spec(Declaration):
     @property
     def separate_write_key(self) -> bool:
         return isinstance(self.optimizer, Optimizer) and self.optimizer.write_key == "separate"
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The weight tensors that an optimizer trains, in the order in which a signal per tensor has them."""
+        return tuple(self.regressor.state_shapes(16, 16)) if self.regressor.family == "trained" else ()
 
     def scale(self, dk: int) -> float:
         """What q is multiplied by when the caller does not say."""

@@ -1,5 +1,7 @@
 """The conformance table, rows with nonlinear memories, nonlinear optimizers and frozen-gradient mini-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,11 +30,11 @@ RULES = {
     "adam": {"optimizer": {"kind": "adam", "step": 0.1, "eps": 1e-3}, "objective": "l2"},
     "muon": {"optimizer": {"kind": "muon", "step": 0.3, "weight": "sigmoid", "eps": 1e-2}, "objective": "l2"},
 }
-GATES = ("none", "scalar", "vector")
+GATES = ("none", "scalar", "vector", "weight_norm")
 
 
 def declare(memory, rule, gate, order="first", read="after", **schedule):
-    body = {**RULES[rule], "regressor": MEMORIES[memory], "gate": {"kind": gate, "order": order} if gate != "none" else gate}
+    body = {**RULES[rule], "regressor": MEMORIES[memory], "gate": {"kind": gate, "order": order} if gate in ("scalar", "vector") else gate}
     optimizer = body["optimizer"]
     body["optimizer"] = {**({"kind": optimizer} if isinstance(optimizer, str) else optimizer), **schedule}
     return ttr.spec({**body, "read": read, "layer": BARE})
@@ -65,6 +67,55 @@ def test_accumulate(memory, rule):
     """One step per mini-batch on the weighted sum, linear optimizers and others, with and without a gate and micro-steps."""
     for gate, steps in (("none", 1), ("scalar", 2)):
         split_matches(declare(memory, rule, gate, read="before", mini_batch=4, accumulate=True, steps=steps), "dual")
+
+
+@pytest.mark.parametrize("memory", ["linear", "ttt_linear", "deep", "swiglu"])
+@pytest.mark.parametrize("rule", ["delta", "nesterov", "averaged", "adam", "muon"])
+def test_signals_per_tensor(memory, rule):
+    """Every signal of the optimizer has a number for each weight tensor: one step per mini-batch, or token by token."""
+    for gate, steps in (("weight_norm", 1), ("scalar", 2)):
+        spec = declare(memory, rule, gate, read="before", mini_batch=4, accumulate=True, steps=steps)
+        apart = {name: {"map": "sigmoid", "per": "tensor"} for name in spec.optimizer.signals()}
+        split_matches(ttr.spec(spec, optimizer=apart), "dual")
+        assert testing.random_inputs(ttr.spec(spec, optimizer=apart), T=2).tensors["step"].shape[-1] == len(spec.weight_names)
+
+
+@pytest.mark.parametrize("mini_batch", [1, 4])
+def test_per_tensor_is_per_head_where_all_tensors_have_the_same(mini_batch):
+    """And other numbers give another memory. Such masks differ by tensor, so there is no dual form without accumulate."""
+    spec = declare("swiglu", "nesterov", "scalar", mini_batch=mini_batch)
+    apart = ttr.spec(spec, **{"optimizer.step": {"map": "sigmoid", "per": "tensor"}})
+    why = ttr.select_path(apart)
+    assert why[0] == "definition" and (mini_batch == 1 or "step per tensor gives every weight tensor a mask of its own" in why[1])
+    case = testing.random_inputs(spec, T=6, dk=3, dv=3)
+    step = case.tensors["step"]
+    each = replace(case, spec=apart, tensors=case.tensors | {"step": step[..., None].expand(*step.shape, len(spec.weight_names))})
+    expected = testing.evaluate(case, "definition", gradients=False)
+    testing.assert_close(testing.evaluate(each, "definition", gradients=False), expected, 1e-12, "equal steps")
+    scaled = replace(each, tensors=each.tensors | {"step": each.tensors["step"] * torch.linspace(0.5, 1, len(spec.weight_names))})
+    assert max(testing.errors(testing.evaluate(scaled, "definition", gradients=False), expected).values()) > 1e-3
+
+
+@pytest.mark.parametrize("memory", ["linear_learned", "mlp", "swiglu"])
+@pytest.mark.parametrize("mini_batch", [1, 3])
+def test_weight_norm_keeps_the_length_of_every_unit(memory, mini_batch):
+    """After every token's step, or once per mini-batch; vectors (biases) are left alone."""
+    schedule = {"mini_batch": mini_batch, "accumulate": True} if mini_batch > 1 else {}
+    spec = declare(memory, "delta", "weight_norm", read="before", **schedule)
+    assert ttr.select_path(spec)[0] == ("dual" if mini_batch > 1 else "definition")
+    case = testing.random_inputs(spec, T=6, dk=3, dv=3, state=False)
+    weights = testing.call(case)[1].weights
+    for name, w in weights.items():
+        before = case.params[name].expand_as(w)
+        assert (w - before).abs().max() > 1e-3, name
+        kept = torch.allclose(w.norm(dim=-2), before.norm(dim=-2), rtol=1e-6)
+        assert kept == (w.ndim == 4), name
+
+
+def test_weight_norm_leaves_units_of_zero_near_zero_and_has_gradients_there():
+    spec = declare("linear", "delta", "weight_norm")
+    got = testing.evaluate(testing.random_inputs(spec, T=5, dk=3, dv=3, state=False), "definition")
+    assert got["weights.W"].abs().max() < 1e-4 and all(torch.isfinite(x).all() for x in got.values())
 
 
 @pytest.mark.parametrize("position", ["mean", "learned"])

@@ -18,7 +18,8 @@ class NanoBlock(nn.Module):
     def __init__(self, name: str, d: int = 64):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attn = Mixer(d, name)
+        spec = ttr.spec(name)
+        self.attn = Mixer(d, ttr.spec(spec, **{"optimizer.mini_batch": 4}) if spec.mini_batch != 1 else spec)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
 
     def forward(self, x):

@@ -15,6 +15,7 @@ from .delta import (
     momentum_deltanet,
     rwkv7,
 )
+from .fast_weights import lact
 from .hebbian import gla, lightning, linear_attention, linear_attention_unnormalised, mamba2, mlstm, retnet
 from .least_squares import mesa, mesanet, rls
 from .nonlinear import titans, ttt_linear, ttt_mlp
@@ -28,6 +29,7 @@ __all__ = [
     "gated_deltaproduct",
     "gla",
     "kda",
+    "lact",
     "lightning",
     "linear_attention",
     "linear_attention_unnormalised",

@@ -98,7 +98,7 @@ def probe(spec: Spec, subscript: str = "") -> Probe | None:
     if not isinstance(optimizer, Optimizer) or not optimizer.linear:
         return None
     values, per = _signal_symbols(spec, subscript)
-    keep = None if spec.gate.kind == "none" else gate_symbol(spec, subscript)
+    keep = None if not spec.gate.decays else gate_symbol(spec, subscript)
     if keep is not None:
         per[keep] = "key" if spec.gate.per_key else "head"
     look_first = spec.gate.order == "first" and spec.mini_batch == 1 and not optimizer.accumulate

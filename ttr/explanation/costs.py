@@ -94,7 +94,7 @@ def costs(spec: Spec, s: Sizes, T: int, path: str) -> Costs:
             size = inspect.signature(PATHS[family, "chunk"][0]).parameters["chunk_size"].default
             chunk, more = _chunk(spec, s.dk, s.dv, size)
             counted = f"{counted}; {more}"
-    signals = sum(x.width(s.dk, s.dv) for x in spec.signals().values() if not x.constant)
+    signals = sum(x.width(s.dk, s.dv, len(spec.weight_names)) for x in spec.signals().values() if not x.constant)
     streams = s.key_heads * s.dk * (1 + spec.steps * (2 if spec.separate_write_key else 1)) + s.heads * s.dv * (1 + spec.steps)
     io = 4 * (streams + s.heads * signals)
     traffic = "the cache read once and one pair written" if family == "kernel" else "the state read and written once"
@@ -163,7 +163,7 @@ def _linear(spec: Spec, dk: int, dv: int) -> tuple[int, str]:
     with CountFlops() as read:
         optimizer.read(z, s)
     looks = slopes(spec.objective, 2)[0] != 0
-    decayed = sum(optimizer.decayed_slots()) if spec.gate.kind != "none" else 0
+    decayed = sum(optimizer.decayed_slots()) if spec.gate.decays else 0
     matrices = spec.steps * (2 * looks + 1 + 2 * spec.separate_write_key) + decayed + 2
     total = matrices * dk * dv + spec.steps * update.total + read.total
     return total, f"one token at a time about {round(total / (dk * dv))} dk dv a head"
@@ -208,7 +208,7 @@ def _trained(spec: Spec, dk: int, dv: int) -> tuple[int, str]:
     with CountFlops() as read:
         regressor.predict(params, x)
     weights = sum(w.numel() for w in moving.values())
-    decay = weights * sum(optimizer.decayed_slots()) if spec.gate.kind != "none" else 0
+    decay = weights * sum(optimizer.decayed_slots()) if spec.gate.decays else 0
     batch = int(spec.mini_batch) if optimizer.accumulate and spec.mini_batch != "sequence" else 1
     total = spec.steps * (gradient.total + weights * (batch > 1) + update.total // batch) + decay // batch + read.total
     return total, f"one token at a time about {total / weights:.1f} per weight of a head: predict, gradient, update, read"
@@ -217,7 +217,7 @@ def _trained(spec: Spec, dk: int, dv: int) -> tuple[int, str]:
 def _least_squares(spec: Spec, dk: int, dv: int) -> tuple[int, str]:
     """Statistics 2 (3 with a gate) per entry of G and H, 2 dk dv to read, and the solve."""
     optimizer: Any = spec.optimizer
-    per_entry = 2 + (spec.gate.kind != "none")
+    per_entry = 2 + (spec.gate.decays)
     statistics = per_entry * (dk * dv + dk * dk) + 2 * dk * dv
     if optimizer.kind == "rls":
         return 6 * dk * dk + 4 * dk * dv, "one token at a time 6 dk^2 + 4 dk dv a head: the inverse and the weights by rank one"

@@ -68,7 +68,7 @@ def mathematics(spec: Spec) -> dict[str, Fields]:
     """{slot: {field: what it means}}, fields without an effect left out."""
     out = {slot: _fields(getattr(spec, slot)) for slot in SLOTS}
     looks = spec.objective is not None and not (spec.objective.quadratic and slopes(spec.objective, 2)[0] == 0)
-    if spec.gate.kind == "none" or spec.mini_batch != 1 or not looks:
+    if not spec.gate.decays or spec.mini_batch != 1 or not looks:
         out["gate"].pop("order", None)  # the gradient does not depend on the weights, or is taken at older ones
     out["read"]["scale"] = "dk^-1/2" if spec.scale(4) == 0.5 and spec.read.scale is None else spec.scale(4)
     if spec.read.normalizer == "none":

@@ -42,7 +42,7 @@ def _least_squares(spec: Spec) -> tuple[str, ...]:
     regressor: Any = spec.regressor
     weight = regressor.weight
     gamma = Symbol.lift(weight.value) if weight.constant else Symbol.named(signal_symbol("weight", "ₜ"))
-    gated, per_key, before = spec.gate.kind != "none", spec.gate.per_key, spec.read.at == "before"
+    gated, per_key, before = spec.gate.decays, spec.gate.per_key, spec.read.at == "before"
     alpha = gate_symbol(spec, "ₜ") if gated else ""
     w = "" if gamma == 1 else f"{gamma} "
     at = "ₜ₋₁" if before else "ₜ"
@@ -150,7 +150,7 @@ class _Writer:
         spec = self.spec
         frozen = spec.mini_batch != 1
         at = "⋆" if frozen else self.before
-        gated_look = spec.gate.order == "first" and spec.gate.kind != "none" and not frozen
+        gated_look = spec.gate.order == "first" and spec.gate.decays and not frozen
         if self.probe is not None:
             point = join(self.combination(self.probe.c, self._matrices(at)))
         elif gated_look:
@@ -195,7 +195,7 @@ class _Writer:
         optimizer = self.spec.optimizer
         old, new = self._matrices(self.before), self._matrices(self.now)
         alpha = gate_symbol(self.spec, self.now)
-        gates = [self.spec.gate.kind != "none" and d for d in optimizer.decayed_slots()]
+        gates = [self.spec.gate.decays and d for d in optimizer.decayed_slots()]
         values = {
             n: Symbol.lift(s.value) if s.constant else Symbol.named(signal_symbol(n, self.now)) for n, s in optimizer.signals().items()
         }
@@ -209,15 +209,15 @@ class _Writer:
 
     def loop(self, update: list[str]) -> list[str]:
         spec = self.spec
+        if spec.gate.projects:
+            update = [*update, f"then {spec.gate.kind}: {summary(spec.gate)}"]
         if spec.optimizer.accumulate:
             update = [*update, f"(the weighted g of the {spec.mini_batch} tokens of a mini-batch are summed, then one update is made)"]
         if not self.many:
             return update
         n = str(spec.steps).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
         bounds = ", ".join(f"{m}₀ = {m}ₜ₋₁, {m}ₜ = {m}{n}" for m in self.letters)
-        gate = (
-            "" if spec.gate.kind == "none" else f"; {gate_symbol(spec, '₁')} = {gate_symbol(spec, 'ₜ')}, then {gate_symbol(spec, 'ⱼ')} = 1"
-        )
+        gate = "" if not spec.gate.decays else f"; {gate_symbol(spec, '₁')} = {gate_symbol(spec, 'ₜ')}, then {gate_symbol(spec, 'ⱼ')} = 1"
         return [f"for j = 1, …, {spec.steps}:      ({bounds}{gate})", *(f"  {line}" for line in update)]
 
     def readout(self) -> list[str]:

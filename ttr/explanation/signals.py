@@ -31,7 +31,7 @@ def signal_notes(spec: Spec) -> tuple[SignalNote, ...]:
     for name, s in spec.signals().items():
         symbol = gate_symbol(spec) if name == "log_decay" else signal_symbol(name)
         notes.append(SignalNote(name, symbol, s.per, _value(s, spec), s.value))
-    if spec.gate.kind != "none" and "log_decay" not in spec.signals():
+    if spec.gate.decays and "log_decay" not in spec.signals():
         decay = getattr(spec.gate, "decay", None)
         value = f"{spec.gate.kind} {decay}" if decay is not None else f"{spec.gate.kind}: {summary(spec.gate)}"
         notes.append(SignalNote("log_decay", gate_symbol(spec), "key" if spec.gate.per_key else "head", value))

@@ -18,6 +18,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "gated_deltaproduct": ("siems2025deltaproduct",),
     "gla": ("yang2023gla",),
     "kda": ("kimi2025linear",),
+    "lact": ("zhang2025lact",),
     "lightning": ("qin2024lightning",),
     "linear_attention": ("katharopoulos2020linear",),
     "linear_attention_unnormalised": ("schlag2021fast",),
@@ -53,6 +54,7 @@ PIECES: dict[str, tuple[str, ...]] = {
     "gate.decay.lightning": ("qin2024lightning",),
     "gate.decay.retnet": ("sun2023retnet",),
     "gate.scalar": ("dao2024mamba2",),
+    "gate.weight_norm": ("zhang2025lact",),
     "gate.vector": ("yang2023gla",),
 }
 

@@ -117,8 +117,6 @@ class Optimizer(Piece):
                 raise SpecError(
                     f"optimizer.{name}.per={s.per!r} needs regressor linear: {spec.regressor.kind!r} has no single {s.per} axis"
                 )
-            if s.per == "tensor":
-                raise SpecError(f"optimizer.{name}.per='tensor' is not available yet; choose from ['head', 'key', 'value']")
         if self.step_rule.kind != "plain" and not (linear and spec.objective.quadratic):
             raise SpecError(
                 f"optimizer.step_rule={self.step_rule.kind!r} needs regressor linear and objective dot or l2 "

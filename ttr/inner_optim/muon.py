@@ -63,8 +63,8 @@ class Muon(Optimizer):
                 "optimizer=muon turns whole matrices: the value channel that read.normalizer adds would be mixed with the others"
             )
         for name, s in self.signals().items():
-            if s.per != "head":
-                raise SpecError(f"optimizer.{name}.per={s.per!r}: muon turns whole matrices, its signals are per head")
+            if s.per not in ("head", "tensor"):
+                raise SpecError(f"optimizer.{name}.per={s.per!r}: muon turns whole matrices; choose from ['head', 'tensor']")
 
     def update(self, z, g, s):
         w, n = z

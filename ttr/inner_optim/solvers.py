@@ -42,7 +42,7 @@ class RLS(Solver):
 
     def check(self, spec):
         super().check(spec)
-        if spec.gate.kind != "none" and not spec.regressor.ridge_decays:
+        if spec.gate.decays and not spec.regressor.ridge_decays:
             raise SpecError(
                 "optimizer=rls with a gate forgets its ridge too: set regressor.ridge_decays=true, "
                 "or keep the ridge constant with optimizer cg or cholesky"

@@ -26,6 +26,7 @@ class Facts(NamedTuple):
     steps: int
     separate_write_key: bool
     signals: tuple[tuple[str, str, float | None], ...]  # name, per, the number it is declared as
+    weights: tuple[str, ...]  # the tensors that a signal per tensor is for
     gate_signals: tuple[str, ...]
     computed_decay: bool  # the gate makes its log decay itself; a caller may override it
     constant_decay: bool  # ... from nothing but the declaration and the heads
@@ -53,10 +54,11 @@ class Call(NamedTuple):
 @constant
 def facts_of(spec: Spec) -> Facts:
     declared = spec.signals()
-    computed = spec.gate.kind != "none" and "log_decay" not in declared
+    computed = spec.gate.decays and "log_decay" not in declared
     return Facts(
         hash=spec.hash, steps=spec.steps, separate_write_key=spec.separate_write_key,
         signals=tuple((name, s.per, s.value) for name, s in declared.items()),
+        weights=spec.weight_names,
         gate_signals=tuple(spec.gate.signals()),
         computed_decay=computed,
         constant_decay=computed and not spec.gate.signals() and not spec.gate.init_params(1, 1),
@@ -150,13 +152,18 @@ def check_signals(given: Mapping[str, Any], spec: Spec, facts: Facts, sizes: Siz
         if name == "log_decay" and not isinstance(value, Tensor):
             _check_decay(values[name])
         if isinstance(value, Tensor) and value.ndim:
-            width = {"key": (dk,), "value": (dv,)}.get(per, ())
+            width = axes_of(per, facts, dk, dv)
             fits = value.shape == (B, T, Hv, *width) or (name == "log_decay" and value.shape in ((Hv,), (B, T, Hv)))
             if not fits and not (facts.steps > 1 and name not in facts.gate_signals and value.shape == (B, T, facts.steps, Hv, *width)):
                 raise ValueError(f"{name}: got shape {list(value.shape)}, expected {_expected(name, per, spec, sizes)}")
     if facts.computed_decay and "log_decay" in given:
         values["log_decay"] = _tensor_or_number("log_decay", given["log_decay"])
     return values
+
+
+def axes_of(per: str, facts: Facts, dk: int, dv: int) -> tuple[int, ...]:
+    """The axes of a signal behind its heads."""
+    return {"head": (), "key": (dk,), "value": (dv,), "tensor": (len(facts.weights),)}[per]
 
 
 def _tensor_or_number(name: str, value: Any) -> Tensor | float:
@@ -193,8 +200,10 @@ def gate_decay(signals: Mapping[str, Tensor], call: Call, dtype: torch.dtype) ->
 
 def _expected(name: str, per: str, spec: Spec, sizes: Sizes) -> str:
     B, T, _, Hv, dk, dv = sizes
-    tail = {"key": f", {dk}", "value": f", {dv}"}.get(per, "")
-    text = f"[{B}, {T}, {Hv}{tail}] (per {per})"
+    facts = facts_of(spec)
+    tail = "".join(f", {n}" for n in axes_of(per, facts, dk, dv))
+    names = f": {', '.join(facts.weights)}" if per == "tensor" else ""
+    text = f"[{B}, {T}, {Hv}{tail}] (per {per}{names})"
     if name == "log_decay":
         heads = f"[{Hv}] or [{B}, {T}, {Hv}]"
         return f"{heads} or {text}, natural log" if tail else f"{heads}, natural log"

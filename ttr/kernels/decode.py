@@ -18,7 +18,7 @@ from ..spec import Spec
 from ..spec import spec as read_spec
 from ..state import State, flatten
 from .api import regress
-from .arguments import Facts, check_params, check_tensors, facts_of
+from .arguments import Facts, axes_of, check_params, check_tensors, facts_of
 from .triton.decode import op  # noqa: F401  (it registers ttr::scalar_gate_step)
 from .triton.eligible import DTYPES, has_triton, plan_of, why_not_triton
 
@@ -245,7 +245,7 @@ def _check_signal(name: str, value: Any, facts: Facts, B: int, Hv: int, dk: int,
 def _allowed(name: str, facts: Facts, B: int, Hv: int, dk: int, dv: int) -> list[tuple[int, ...]]:
     declared = [per for other, per, _ in facts.signals if other == name]
     per = declared[0] if declared else "key" if facts.per_key_decay else "head"
-    width = {"key": (dk,), "value": (dv,)}.get(per, ())
+    width = axes_of(per, facts, dk, dv)
     shapes = [(B, Hv, *width)]
     if facts.steps > 1 and name not in facts.gate_signals and declared:
         shapes.append((B, facts.steps, Hv, *width))

@@ -109,8 +109,8 @@ def _run(run: Callable, problem: Problem, options: dict[str, Any]) -> tuple[Tens
 
 
 def _lay_signal(lay, x: Tensor, per: str, steps: int) -> Tensor:
-    """[B, T, (n,) Hv, (d)] -> [N, Hv, T, n, d1, d2]."""
-    if per in ("head", "tensor"):
+    """[B, T, (n,) Hv, (d)] -> [N, Hv, T, n, d1, d2]; per tensor they lie along d1."""
+    if per == "head":
         x = x[..., None]
     x = lay(x, x.ndim - 4)  # [N, Hv, T, (n,) d]
     if x.ndim == 4:

@@ -94,16 +94,16 @@ class Mixer(nn.Module):
 
     def _signal_projection(self) -> SignalProjection:
         """Of the declaration's signals and of the output gates, which are called output_0, ... by their place."""
-        heads, steps = self.sizes.heads, self.spec.steps
+        heads, steps, tensors = self.sizes.heads, self.spec.steps, len(self.spec.weight_names)
         signals: dict[str, Signal] = dict(self.spec.signals())
         sizes = {
-            name: SignalSize(heads, s.width(self.dk, self.dv), steps if name == "step" and steps > 1 else None)
+            name: SignalSize(heads, s.width(self.dk, self.dv, tensors), steps if name == "step" and steps > 1 else None)
             for name, s in signals.items()
         }
         for i, stage in enumerate(self.spec.layer.output or ()):
             if isinstance(stage, OutputGate):
                 signals[f"output_{i}"] = gate = stage.gate_signal  # type: ignore[attr-defined]
-                sizes[f"output_{i}"] = SignalSize(heads, gate.width(self.dk, self.dv), shift_power=OUTPUT_SHIFT_POWER)
+                sizes[f"output_{i}"] = SignalSize(heads, gate.width(self.dk, self.dv, tensors), shift_power=OUTPUT_SHIFT_POWER)
         total = {name: stream.total for name, stream in self._by_name().items()}
         sources = {"x": self.d_model, "shift": self.d_model, "v": total["v"], "qkv": total["q"] + total["k"] + total["v"]}
         return SignalProjection(
@@ -249,7 +249,7 @@ class Mixer(nn.Module):
 
         params, declared, gate = dict(self.params.items()), self.spec.signals(), self.spec.gate
         signals = {name: call.signals[name] for name in declared if name in call.signals}
-        if gate.kind != "none" and "log_decay" not in declared:  # it may depend on the layer's place
+        if gate.decays and "log_decay" not in declared:  # it may depend on the layer's place
             heads, device = self.sizes.heads, call.x.device
             if facts_of(self.spec).constant_decay:
                 dtype = torch.float64 if call.x.dtype == torch.float64 else torch.float32

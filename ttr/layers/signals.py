@@ -141,7 +141,7 @@ class SignalProjection(nn.Module):
                 assert isinstance(gate, Mamba)  # _check_tie
                 value = gate.dt_of(z["log_decay"], self._constants("log_decay"))  # type: ignore[attr-defined]
             value = value if s.scale == 1.0 else s.scale * value
-            values[name] = value.squeeze(-1) if s.per in ("head", "tensor") else value
+            values[name] = value.squeeze(-1) if s.per == "head" else value
         return values
 
     def _constants(self, name: str) -> dict[str, Tensor]:

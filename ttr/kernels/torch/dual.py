@@ -103,7 +103,7 @@ def _group(spec: Spec, lengths: list[int], position: int, tokens: dict, memory: 
     outputs = []
     for length, own in zip(lengths, _cut(tokens, lengths), strict=True):
         part = {"q": own["q"], "k": own["k"].flatten(2, 3), "v": own["v"].flatten(2, 3)}
-        part["signals"] = {name: s.flatten(2)[..., None] for name, s in own["signals"].items()}
+        part["signals"] = {name: s.flatten(2, 3).flatten(3) for name, s in own["signals"].items()}  # [N, H, events, 1 or tensors]
         if "log_decay" in own:
             part["log_decay"] = own["log_decay"]
         if "A" in own:
@@ -147,7 +147,7 @@ class Looked:
         self.inputs[self.name] = (x, None if bias is None else bias.name)
         y = sum_of(c[:, None] * (x @ z) for c, z in zip(self.rows, self.slots, strict=True))
         if bias is not None:
-            y = y + self.rows.T @ torch.stack(bias.slots)
+            y = y + bias.rows.T @ torch.stack(bias.slots)
         return y + self.taps[self.name]  # a zero whose gradient is the loss's gradient at the layer's output
 
 
@@ -160,7 +160,7 @@ class Moved:
     def ttr_linear(self, h: Tensor, bias: Moved | None) -> Tensor:
         y = sum_of(row[:, None] * (h @ z) for row, z in zip(self.rows, self.slots, strict=True))
         if bias is not None:
-            y = y + self.rows.T @ torch.stack(bias.slots)
+            y = y + bias.rows.T @ torch.stack(bias.slots)
         if self.written is not None:
             x, d = self.written
             scores = h @ x.mT
@@ -181,7 +181,7 @@ class MiniBatch:
         if self.spec.optimizer.accumulate:
             return self._accumulate(loop, part, z, open_)
         start = z if self.position == 0 else loop._slots(open_["start"])
-        inputs, gradients = self._gradients(loop, part, start, part["c"])
+        inputs, gradients = self._gradients(loop, part, start, {name: part["c"] for name in start})
         written = {name: (x, gradients[name]) for name, (x, _) in inputs.items()}
         mask, rows, slots = part["R"], part["Q0"], z
         if self.spec.optimizer.position != "none":  # W_start + c_i (W_i - W_start): the start is one more slot
@@ -195,8 +195,11 @@ class MiniBatch:
             end = {name: (start[name][0] + factor[-1] * (w - start[name][0]),) for name, (w,) in end.items()}
         return o, {**loop._memory(end), "mini_batch": {"start": loop._memory(start)}}
 
-    def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Tensor):
-        """Inputs of every linear layer at the start weights and the loss's gradients at its outputs, event by event."""
+    def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Weights):
+        """Inputs of every linear layer at the start weights and the loss's gradients at its outputs, event by event.
+
+        rows: of every weight tensor, how the gradient's point is made of the slots.
+        """
         events = part["k"].shape[0]
         shapes = {name: zs[0].shape[-1] for name, zs in start.items() if zs[0].ndim == 2}
         taps = {name: part["k"].new_zeros(events, width) for name, width in shapes.items()}
@@ -205,7 +208,7 @@ class MiniBatch:
 
         def loss(taps):
             inputs: dict[str, tuple[Tensor, str | None]] = {}
-            weights = {name: Looked(name, zs, rows, taps, inputs) for name, zs in start.items()}
+            weights = {name: Looked(name, zs, rows[name], taps, inputs) for name, zs in start.items()}
             f = self.spec.regressor.predict({**weights, **loop.outer}, part["k"])
             each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(
                 f, part["v"], {n: s[:, 0] for n, s in part["signals"].items()}
@@ -229,30 +232,33 @@ class MiniBatch:
                     end[bias][i] = end[bias][i] + weighted.sum(0)
         return {name: tuple(zs) for name, zs in end.items()}
 
+    def _of(self, loop: InnerLoop, signals: dict[str, Tensor], weight: str, every: int) -> Signals:
+        """A weight tensor's own signals, each [events]; of every so many, the first micro-steps'."""
+        i, apart = loop.apart.get(weight, (0, ()))
+        return Signals({name: s[::every, i if name in apart else 0] for name, s in signals.items()})
+
     def _accumulate(self, loop: InnerLoop, part: dict, z: dict, open_: dict) -> tuple[Tensor, dict]:
         """Queries read the weights from before the mini-batch; its gradients are summed and stepped on once, at its end."""
         optimizer, n = self.spec.optimizer, self.spec.steps
         if self.position == 0:
             open_ = reopened(open_)
-        signals = Signals({name: s[:, 0] for name, s in part["signals"].items()})
-        per_token = Signals({name: s.unflatten(0, (-1, n))[:, 0, 0] for name, s in part["signals"].items()})
+        events, tokens = ({w: self._of(loop, part["signals"], w, every) for w in z} for every in (1, n))
         units = torch.eye(1 + len(optimizer.slots), dtype=part["q"].dtype, device=part["q"].device)
         one = part["q"].new_ones(part["q"].shape[0])
         event = part["k"].new_ones(part["k"].shape[0])
-        read = torch.stack([optimizer.read(tuple(u), per_token) * one for u in units.T])
-        look = torch.stack([optimizer.point(tuple(u), signals) * event for u in units.T])
-        o = self.spec.regressor.predict({**{name: Moved(zs, read, one, None) for name, zs in z.items()}, **loop.outer}, part["q"])
+        read = {w: torch.stack([optimizer.read(tuple(u), s) * one for u in units.T]) for w, s in tokens.items()}
+        look = {w: torch.stack([optimizer.point(tuple(u), s) * event for u in units.T]) for w, s in events.items()}
+        o = self.spec.regressor.predict({**{name: Moved(zs, read[name], one, None) for name, zs in z.items()}, **loop.outer}, part["q"])
         inputs, gradients = self._gradients(loop, part, z, look)
-        weight = signals.weight if "weight" in optimizer.signals() else signals.step
+        weighting = "weight" if "weight" in optimizer.signals() else "step"
         total = dict(open_["gradient"])
         for name, (x, bias) in inputs.items():
-            weighted = weight[:, None] * gradients[name]
-            total[name] = total[name] + x.mT @ weighted
+            total[name] = total[name] + x.mT @ (getattr(events[name], weighting)[:, None] * gradients[name])
             if bias is not None:
-                total[bias] = total[bias] + weighted.sum(0)
+                total[bias] = total[bias] + getattr(events[bias], weighting) @ gradients[name]
         open_ = {
             "gradient": total,
-            "signals": {name: open_["signals"][name] + getattr(signals, name).sum() for name in optimizer.signals()},
+            "signals": {name: open_["signals"][name] + part["signals"][name].sum(0)[:, None] for name in optimizer.signals()},
             "kept": open_["kept"] * torch.exp(part["log_decay"].sum(0)) if "log_decay" in part else open_["kept"],
         }
         if self.closes:

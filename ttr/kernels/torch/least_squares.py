@@ -137,7 +137,7 @@ def _recursive(problem: Problem) -> tuple[Tensor, State]:
         q, k, v, weight = (x[:, :, t] for x in (events.q, events.k, events.v, events.weight))
         if spec.read.at == "before":
             outputs.append((q[..., None, :] @ W)[..., 0, :])
-        if spec.gate.kind != "none":
+        if spec.gate.decays:
             keep = events.log_decay[:, :, t, :, None].exp()  # [N, H, 1, 1]
             held = least * (P.detach().diagonal(dim1=-2, dim2=-1) * ridge).amax(-1)[..., None, None]
             forget = keep < least

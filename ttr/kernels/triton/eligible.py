@@ -39,7 +39,7 @@ def plan_of(spec, dv: int) -> Plan:
     curvature, gain = slopes(spec.objective, dv)
     erase, init = curvature != 0, spec.regressor.init(16, 16)["W"]
     return Plan(
-        erase=erase, look_before=erase and spec.gate.kind != "none" and spec.gate.order == "coupled",
+        erase=erase, look_before=erase and spec.gate.decays and spec.gate.order == "coupled",
         read_before=spec.read.at == "before", factor=curvature if erase else gain,
         curvature=None if spec.optimizer.step_rule.kind == "plain" else curvature,
         pad=_pad(spec, dv), zero=not (init.learned or init.value or init.std),

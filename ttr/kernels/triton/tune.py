@@ -111,7 +111,7 @@ class _Call:
         plan, self.run = plan_of(spec, dv), run
         self.q, self.v, self.do = (normal(B, T, *tail).to(dtype) for tail in ((H, dk), (Hv, dv), (Hv, dv)))
         self.k = torch.nn.functional.normalize(normal(B, T, H, dk), dim=-1).to(dtype)
-        self.log_decay = None if spec.gate.kind == "none" else -0.1 * normal(B, T, Hv).abs()
+        self.log_decay = None if not spec.gate.decays else -0.1 * normal(B, T, Hv).abs()
         self.weight = None if spec.optimizer.step.value == 1.0 else normal(B, T, Hv).sigmoid()
         self.rule = Rule(plan.erase, plan.look_before, plan.read_before)
         self.arch = configs.arch_of(device)
