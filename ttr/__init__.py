@@ -6,6 +6,7 @@ from .gates import Gate
 from .inner_optim import Optimizer, Solver, StepRule
 from .kernels.api import regress
 from .kernels.decode import decode
+from .kernels.divergence import detect_divergence
 from .kernels.triton.tune import tune
 from .layers import LM, Block, LMState, Mixer, MixerState
 from .layers.diagnose import diagnose
@@ -19,7 +20,7 @@ from .state import State
 
 __all__ = [
     "LM", "Block", "Gate", "LMState", "Mixer", "MixerState", "Objective", "Optimizer", "Regressor", "Signal",
-    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "decode", "diagnose", "explain", "gate", "linear",
-    "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor", "select_path", "signal",
-    "signal_map", "spec", "stage", "step_rule", "tune", "zeros",
+    "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "decode", "detect_divergence", "diagnose",
+    "explain", "gate", "linear", "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor",
+    "select_path", "signal", "signal_map", "spec", "stage", "step_rule", "tune", "zeros",
 ]  # fmt: skip

@@ -112,7 +112,8 @@ def _torch_targets(spec) -> dict[str, str]:
         }
     if not is_linear(spec):
         why = why_nonlinear(spec)
-        if spec.mini_batch != 1 and (no_dual := why_not_dual(spec)) not in why:
+        no_dual = why_not_dual(spec)
+        if spec.mini_batch != 1 and no_dual is not None and no_dual not in why:
             why = f"{why}; {no_dual}"
         return {"definition": f"token by token through torch.func.grad: {why}"}
     per_value = per_value_signals(spec)

@@ -14,7 +14,7 @@ from ..registry import unknown
 from ..spec import Spec
 from ..spec import spec as read_spec
 from ..state import State
-from . import padded
+from . import divergence, padded
 from .arguments import Call, check_params, check_shapes, check_signals, facts_of
 from .paths import PATHS
 from .triton import path as triton_path
@@ -42,9 +42,9 @@ def regress(
 
     q, k: [B, T, H, dk]; v: [B, T, Hv, dv], Hv a multiple of H (value head h reads with key head h // (Hv / H)). With
     `steps: n`, k, v, write_key and step carry a micro-step axis after T ([B, T, n, H, d]); without it a pair repeats.
-    Signals are values, not logits: [B, T, Hv], [B, T, Hv, dk] where declared per key, [B, T, Hv, dv] per value; a
-    number stands for all tokens. log_decay: [Hv], [B, T, Hv] or [B, T, Hv, dk], natural log, <= 0. A declared signal
-    may be left out only where its declaration is a number (or the gate is fixed).
+    Signals are values, not logits: [B, T, Hv], [B, T, Hv, dk] where declared per key, [B, T, Hv, dv] per value, and one for
+    each of spec.weight_names per tensor; a number stands for all tokens. log_decay: [Hv], [B, T, Hv] or [B, T, Hv, dk],
+    natural log, <= 0. A declared signal may be left out only where its declaration is a number (or the gate is fixed).
     params: learned constants from `spec.init_params(Hv, dk, dv)`. scale: None means the declaration's.
     initial_state: a State, or [B, Hv, dk, dv] for linear regressors. cu_seqlens: [N+1] int32, B = 1; states have N.
     path: auto | definition | recurrent | chunk | dual | sdpa | triton, or {kind: chunk, chunk_size: 32}. triton (what auto
@@ -71,8 +71,11 @@ def regress(
     dtype = widest(call)
     kind, options = _choose(path, call, dtype)
     if kind == "triton":
-        return triton_path.run(call, dtype)
-    return padded.run(call, dtype, PATHS[spec.regressor.family, kind][0], options)
+        o, state = triton_path.run(call, dtype)
+    else:
+        o, state = padded.run(call, dtype, PATHS[spec.regressor.family, kind][0], options)
+    divergence.check(call, o, state)
+    return o, state
 
 
 def widest(call: Call) -> torch.dtype:
