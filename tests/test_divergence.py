@@ -50,7 +50,7 @@ def test_what_is_finite_passes_and_mixers_are_looked_into(name):
     with ttr.detect_divergence():
         y = mixer(x)
         assert torch.equal(y, mixer(x))
-        with pytest.raises((FloatingPointError, ValueError), match="NaN|not finite"):  # a gate refuses NaN by itself
+        with pytest.raises((FloatingPointError, ValueError), match=r"NaN|not finite"):  # a gate refuses NaN by itself
             mixer(x * float("nan"))
 
 
