@@ -124,6 +124,18 @@ def test_what_a_segment_forgets(name):
     check(replace(case, tensors={**case.tensors, "log_decay": torch.full_like(case.tensors["log_decay"], -2.0)}), segments=2)
 
 
+@pytest.mark.parametrize("name", ["mamba", "gated delta"])
+@pytest.mark.parametrize("lengths", [112, [16, 96, 40]], ids=str)
+def test_every_head_forgets_in_a_chunk_of_its_own(name, lengths):
+    """Seven chunks, two segments: what is felt at a segment's end, or its start in backward, differs from head to head."""
+    rows = {"B": 1} if isinstance(lengths, int) else {}
+    case = inputs(name, lengths, **rows, H=1, Hv=7, dk=16, dv=16, extreme=False)
+    log_decay = torch.zeros_like(case.tensors["log_decay"])
+    for head in range(7):
+        log_decay[:, 16 * head + 5 :: 112, head] = -100.0
+    check(replace(case, tensors={**case.tensors, "log_decay": log_decay}), segments=2)
+
+
 @pytest.mark.parametrize(("name", "segments"), [("mamba", 1), ("gated delta", 2)])
 def test_a_sequence_full_of_nan_spoils_no_neighbour(name, segments):
     lengths = [7, 9, 5]
