@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -52,6 +53,16 @@ def test_survives_nanogpt(name):
     y = block(x)
     y.sum().backward()
     assert y.shape == x.shape and torch.isfinite(y).all() and all(p.grad is not None for p in block.parameters())
+
+
+def test_training_on_sequences_that_never_write_is_warned_of():
+    mixer = Mixer(32, "lact")
+    with pytest.warns(UserWarning, match=r"lact: 2048 tokens in training.*set optimizer.mini_batch"):
+        mixer(torch.randn(1, 2048, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixer.eval()(torch.randn(1, 9, 32))
+        Mixer(32, ttr.spec("lact", **{"optimizer.mini_batch": 8}))(torch.randn(1, 9, 32))
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "rwkv7", "ttt_mlp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ class Mixer(nn.Module):
         self.signals = self._signal_projection()
         shapes = self.spec.param_shapes(sizes.heads, self.dk, self.dv)
         self.params = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+        # sequences up to here are read with the initial weights alone
+        self.unread = int(self.spec.mini_batch) if getattr(self.spec.optimizer, "accumulate", False) else 0
         self.uses_shift = any(isinstance(m, ShiftModule) for m in self.modules())
         self.uses_position = any(stage.position for stage in self._stage_modules())
         self._reset_params()
@@ -140,6 +143,12 @@ class Mixer(nn.Module):
 
         cu_seqlens: [N + 1] int32 for N sequences packed in one row (B = 1).
         """
+        if self.unread and self.training and not torch.compiler.is_compiling() and x.ndim == 3 and 0 < x.shape[1] <= self.unread:
+            warnings.warn(
+                f"{self.spec.name or 'Mixer'}: {x.shape[1]} tokens in training, but the memory is first written after "
+                f"mini_batch={self.unread} and read only then: it learns nothing here; set optimizer.mini_batch",
+                stacklevel=2,
+            )
         return self.prefill(x, mask=mask, cu_seqlens=cu_seqlens)[0]
 
     def prefill(
