@@ -107,12 +107,12 @@ def test_one_gate_throughout(name, log_decay):
 
 @pytest.mark.parametrize("name", ["gated delta", "coupled"])
 def test_steps_beyond_two_keep_what_the_gate_forgets(name):
-    """exp(-1) a token is nothing over a segment of 100, but a step past 2 grows what it overshoots: here by as much, for one key."""
+    """exp(-1) a token is nothing over a segment of 100, but step |k|^2 past 2 grows what it overshoots: here by as much."""
     case = inputs(name, 200, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False)
     key = torch.zeros_like(case.tensors["k"])
-    key[..., 0] = 1
-    growth = torch.e if name == "gated delta" else 1 + 1 / torch.e  # |decay (1 - step)|, |decay - step| = 1
-    step = torch.full_like(case.tensors["step"], 1 + growth if name == "gated delta" else growth)
+    key[..., 0] = 2
+    growth = torch.e if name == "gated delta" else 1 + 1 / torch.e  # |decay (1 - 4 step)|, |decay - 4 step| = 1
+    step = torch.full_like(case.tensors["step"], (1 + growth if name == "gated delta" else growth) / 4)
     tensors = {"k": key, "step": step, "log_decay": torch.full_like(step, -1), "v": 1e-3 * case.tensors["v"]}
     check(replace(case, tensors=case.tensors | tensors), segments=2, bound=1e-4)
 
@@ -122,6 +122,18 @@ def test_what_a_segment_forgets(name):
     """Two segments of 128 tokens with a decay of exp(-2): only the end of the first is felt in the second."""
     case = inputs(name, 256, B=1, H=1, Hv=1, dk=16, dv=16)
     check(replace(case, tensors={**case.tensors, "log_decay": torch.full_like(case.tensors["log_decay"], -2.0)}), segments=2)
+
+
+@pytest.mark.parametrize("name", ["mamba", "gated delta"])
+@pytest.mark.parametrize("log_decay", [-0.1, -1.0])
+def test_little_is_not_nothing(name, log_decay):
+    """One value and the initial state, and a segment later 2^-9 or 2^-92 of them, covered by nothing: right relative to itself."""
+    case = inputs(name, 128, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False)
+    value = torch.zeros_like(case.tensors["v"])
+    value[:, 0] = 1
+    case = replace(case, tensors={**case.tensors, "v": value, "log_decay": torch.full_like(case.tensors["log_decay"], log_decay)})
+    got, exact = evaluate(in_dtype(case, torch.float32), config(), 2)["o"][:, 64:], definition(case)["o"][:, 64:]
+    assert ((got - exact).norm() / exact.norm()) < 1e-4 and exact.norm() > 0
 
 
 @pytest.mark.parametrize("name", ["mamba", "gated delta"])
