@@ -148,6 +148,15 @@ def test_every_head_forgets_in_a_chunk_of_its_own(name, lengths):
     check(replace(case, tensors={**case.tensors, "log_decay": log_decay}), segments=2)
 
 
+def test_a_step_that_is_no_number_is_not_forgotten():
+    """A gate of exp(-2) makes nothing of what the first segment began with; 0 * NaN stays NaN all the same."""
+    case = in_dtype(inputs("gated delta", 256, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False), torch.float32)
+    case.tensors["log_decay"].fill_(-2.0)
+    case.tensors["step"][:, 3] = float("nan")
+    o = evaluate(case, config(), 2)["o"]
+    assert torch.isnan(o[:, 3:]).all()
+
+
 @pytest.mark.parametrize(("name", "segments"), [("mamba", 1), ("gated delta", 2)])
 def test_a_sequence_full_of_nan_spoils_no_neighbour(name, segments):
     lengths = [7, 9, 5]
