@@ -15,16 +15,18 @@ def unit_norm(x: Tensor, eps: float) -> Tensor:
     if x.is_cuda and _kernel_runs(x):
         from .triton.unit_norm.function import UnitNorm
 
-        return UnitNorm.apply(x, eps)
+        return UnitNorm.apply(x, float(eps))
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def _kernel_runs(x: Tensor) -> bool:
-    """Eager calls on plain tensors: a compiler fuses the formula itself, and transforms go through it."""
+    """Eager calls on plain tensors: a compiler fuses the formula itself, and tracers and transforms go through it."""
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
         and torch.autograd.forward_ad._current_level < 0
         and type(x) in (Tensor, torch.nn.Parameter)
         and x.dtype in DTYPES

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ttr.kernels.triton.unit_norm.function import UnitNorm
 from ttr.kernels.unit_norm import unit_norm
@@ -59,6 +60,15 @@ def test_the_second_derivative_is_the_formulas(device):
     assert torch.allclose(twice(UnitNorm.apply), twice(lambda x, eps: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)), rtol=1e-4)
 
 
+def test_batched_gradients_are_the_formulas(device):
+    """is_grads_batched runs backward under vmap, on tensors that no kernel can be given."""
+    x = rows(4, 8, dtype=torch.float32, device=device).requires_grad_()
+    given = torch.randn(3, 4, 8, device=device)
+    (batched,) = torch.autograd.grad(UnitNorm.apply(x, EPS), x, given, is_grads_batched=True)
+    each = torch.stack([torch.autograd.grad(UnitNorm.apply(x, EPS), x, dy)[0] for dy in given])
+    assert torch.allclose(batched, each, rtol=1e-4, atol=1e-4 * float(each.abs().max()))
+
+
 @on_a_gpu
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("shape", [(8, 512, 16, 128), (2, 65, 3, 48)], ids=str)
@@ -72,4 +82,5 @@ def test_eager_calls_on_a_gpu_take_the_kernel_and_others_the_formula():
     assert "UnitNorm" in type(unit_norm(x, EPS).grad_fn).__name__
     assert "UnitNorm" not in type(unit_norm(x.double(), EPS).grad_fn).__name__
     assert torch.allclose(torch.vmap(lambda row: unit_norm(row, EPS))(x), unit_norm(x, EPS))
+    assert torch.allclose(make_fx(lambda x: unit_norm(x, EPS))(x)(2 * x), unit_norm(2 * x, EPS))
     assert torch.allclose(torch.compile(unit_norm, fullgraph=True, backend="aot_eager")(x, EPS), unit_norm(x, EPS))
