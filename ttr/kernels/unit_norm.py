@@ -24,7 +24,7 @@ def _kernel_runs(x: Tensor) -> bool:
     """Eager calls on plain tensors: a compiler fuses the formula itself, and tracers and transforms go through it."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and torch.autograd.forward_ad._current_level < 0

@@ -34,7 +34,7 @@ class UnitNorm(torch.autograd.Function):
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
         # a second derivative is wanted, or somebody looks on who must not see a launch (is_grads_batched, a tracer)
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        if torch.is_grad_enabled() or _batched(dy) or torch._C._len_torch_dispatch_stack():
             return _gradient(x, dy, ctx.eps), None
         x, dy = _ready(x), _ready(dy)
         dx = torch.empty_like(x)
@@ -48,6 +48,12 @@ def _gradient(x: Tensor, dy: Tensor, eps: float) -> Tensor:
     r = torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)
     y = wide * r
     return (r * (given - y * (y * given).sum(-1, keepdim=True))).to(x.dtype)
+
+
+def _batched(x: Tensor) -> bool:
+    """Whether a vmap, torch.func's or is_grads_batched's own, runs over it."""
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
 
 
 def _ready(x: Tensor) -> Tensor:
