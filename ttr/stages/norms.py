@@ -40,8 +40,11 @@ class L2(Norm):
 
     eps: float = 1e-6
 
-    def rounded(self, x):
+    def normalise(self, x):
         return unit_norm(x, self.eps)
+
+    def rounded(self, x):
+        return unit_norm(x, self.eps) if type(self) is L2 else super().rounded(x)
 
 
 @stage("sum")

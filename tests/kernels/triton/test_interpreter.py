@@ -106,13 +106,15 @@ def test_one_gate_throughout(name, log_decay):
 
 
 @pytest.mark.parametrize("name", ["gated delta", "coupled"])
-def test_steps_beyond_two_keep_what_the_gate_forgets(name):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_beyond_two_keep_what_the_gate_forgets(name, sign):
     """exp(-1) a token is nothing over a segment of 100, but step |k|^2 past 2 grows what it overshoots: here by as much."""
     case = inputs(name, 200, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False)
     key = torch.zeros_like(case.tensors["k"])
     key[..., 0] = 2
-    growth = torch.e if name == "gated delta" else 1 + 1 / torch.e  # |decay (1 - 4 step)|, |decay - 4 step| = 1
-    step = torch.full_like(case.tensors["step"], (1 + growth if name == "gated delta" else growth) / 4)
+    # |decay (1 - 4 step)| = 1 or |decay - 4 step| = 1, with a step past 2 (sign 1) or below 0
+    growth = 1 + sign * torch.e if name == "gated delta" else 1 / torch.e + sign
+    step = torch.full_like(case.tensors["step"], growth / 4)
     tensors = {"k": key, "step": step, "log_decay": torch.full_like(step, -1), "v": 1e-3 * case.tensors["v"]}
     check(replace(case, tensors=case.tensors | tensors), segments=2, bound=1e-4)
 

@@ -1,8 +1,11 @@
 """What a call of some kind launches and keeps, decided without running it."""
 
+from unittest import mock
+
 import pytest
 import torch
 
+from ttr.kernels.triton.buffers import Layout, Piece
 from ttr.kernels.triton.configs import Config, Launch
 from ttr.kernels.triton.scalar_gate.plan import Kind, Rule, backward_plan, forward_plan
 from ttr.kernels.triton.shapes import Sizes
@@ -46,6 +49,18 @@ def test_a_plan_is_made_once_for_a_kind():
     config = direct.config()
     assert forward_plan(kind(config=config), True, True) is forward_plan(kind(config=config), True, True)
     assert forward_plan(kind(config=config, dtype=torch.float16), True, True) is not forward_plan(kind(config=config), True, True)
+
+
+def test_arrays_of_a_buffer_lie_apart_and_where_launches_are_told():
+    layout = Layout({"a": ((3, 5), torch.bfloat16), "b": ((0, 4), torch.float32), "c": ((7,), torch.float64)})
+    buffer = layout.make(torch.empty(0)).fill_(0)
+    views = layout.arrays(buffer)
+    on_gpu = mock.Mock(is_cuda=True, data_ptr=buffer.data_ptr)
+    for name, piece in layout.arrays(on_gpu).items():
+        assert isinstance(piece, Piece) and piece.dtype == views[name].dtype
+        assert piece.data_ptr() == views[name].data_ptr() or not views[name].numel()
+    views["a"].fill_(1), views["c"].fill_(2)
+    assert views["a"].eq(1).all() and views["c"].eq(2).all() and layout.places["c"][0] == 256 and layout.size == 512
 
 
 @pytest.mark.parametrize(("readers", "keys"), [(16, 32), (32, 16), (64, 16)])

@@ -161,8 +161,8 @@ def store_bound(bounds, slot, head, squares, b, G, before, valid, HV: tl.constex
 def remembered(bounds, head, slot, chunks, HV: tl.constexpr, BACK: tl.constexpr):
     """How many of `chunks` chunks are felt at their end, counted from there, and log2 of what is left of all before them.
 
-    Those before have less than float32's least normal number left of what they wrote, whatever the gate's strength; the
-    local pass over a segment need not see them. BACK: felt at their begin, by their gradients.
+    Of the states that those before them leave, less than float32's least normal number is left; the local pass over a
+    segment does not see them (nor a NaN among their values). BACK: felt at their begin, by their gradients.
     bounds: log2 of the most that a chunk leaves of a state; slot: the first chunk's place there.
     """
     i = tl.arange(0, 128)

@@ -9,7 +9,8 @@ from ..configs import Config
 from ..launch import prepare
 from .plan import Rule, backward_plan, forward_plan, kind_of
 
-KEPT = "decays", "bounds", "inverse", "reads", "error", "checkpoints"  # of `shapes.saved`, where they are; and of `Backward.work`
+# the arrays of `shapes.saved` and of `Backward.work`; a call has some of them
+KEPT = "decays", "bounds", "inverse", "reads", "error", "checkpoints"
 WORK = "read_pairs", "look_pairs", "taken", "given", "leaving", "unseen", "carried"
 
 
@@ -17,7 +18,7 @@ def forward(
     q, k, v, log_decay, weight, initial, cu_seqlens,
     scale: float, rule: Rule, config: Config, segments: int, save: bool, learned: bool = True, room: int | None = None,
 ):  # fmt: skip
-    """o, the last state and what backward needs (`shapes.saved`), or without save nothing. room: of `kind_of`."""
+    """o, the last state and what backward needs (`shapes.saved`), or without save an empty tensor. room: of `kind_of`."""
     if q.is_cuda:
         prepare()
     p = forward_plan(kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule, config, segments, room), save, learned)
