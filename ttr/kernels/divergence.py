@@ -38,7 +38,9 @@ def detect_divergence() -> Iterator[None]:
 
 def check(call: Call, o: Tensor, state: State) -> None:
     """Raise FloatingPointError for what is not finite, if it is asked for."""
-    if not _wanted.get() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():  # asked first: Dynamo knows no context variables
+        return
+    if not _wanted.get() or torch._C._are_functorch_transforms_active():
         return
     if _finite(o) and all(_finite(x) for x in flatten(state._trees()).values()):
         return
