@@ -10,7 +10,7 @@ from ttr.kernels.unit_norm import unit_norm
 EPS = 1e-6
 # the numbers' own rounding, on results of order one; float32's sums too
 BOUNDS = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the rows above run in the interpreter")
 
 
 def rows(*shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
