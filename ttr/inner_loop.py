@@ -166,7 +166,7 @@ class InnerLoop:
                 elif optimizer.position != "none":
                     z = {name: (read[name],) for name in z}
         if spec.mini_batch != 1 and not optimizer.accumulate:
-            open_ = {"start": self._memory(start)}
+            open_ = {"start": self._memory(start if position else z)}  # none is open: the next one starts here
         return torch.stack(outputs), {**self._memory(z), "mini_batch": open_}
 
     def _slots(self, memory: dict) -> dict[str, tuple[Tensor, ...]]:
@@ -249,11 +249,11 @@ class InnerLoop:
         return out
 
     def factors(self, position: int, tokens: int, like: Tensor) -> Tensor:
-        """c_i = max(0, 1/i + delta_i), i = position + 1, ..., within the mini-batch (TTT): [tokens]."""
+        """c_i = max(0, 1/i + delta_i), i = position + 1, ..., within the mini-batch (TTT): [tokens], of all heads [H, tokens]."""
         mean = 1.0 / torch.arange(position + 1, position + 1 + tokens, dtype=like.dtype, device=like.device)
         if self.optimizer.position == "mean":
             return mean
-        return torch.clamp(mean + self.params["position"][position : position + tokens], min=0)
+        return torch.clamp(mean + self.params["position"][..., position : position + tokens], min=0)
 
     def _gather(self, open_: dict, g: Weights, s: Signals, keep: Tensor | None) -> dict:
         """Add one event to the open mini-batch. An optimizer without a weight of its own is weighted by its step."""

@@ -22,7 +22,7 @@ def run(call: Call, widest: torch.dtype, path: Callable, options: dict[str, Any]
     """path: (problem, **options) -> (o [N, H, T, dv], state). widest: dtype given; float64 computes in float64."""
     q, v, spec, (B, T, H, Hv, dk, dv) = call.q, call.v, call.spec, call.sizes
     dtype = torch.float64 if widest == torch.float64 else torch.float32
-    values, decay = _full_signals(call, dtype)
+    values, decay = full_signals(call, dtype)
     group = Hv // H
     if call.cu_seqlens is None:
         lengths, index, n_seq = None, None, B
@@ -69,7 +69,7 @@ def run(call: Call, widest: torch.dtype, path: Callable, options: dict[str, Any]
     return o.to(v.dtype), state
 
 
-def _full_signals(call: Call, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor | None]:
+def full_signals(call: Call, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor | None]:
     """Signals for every token, [B, T, (n,) Hv, (d)], and the gate's log decay [B, T, Hv, d1] or None. dtype: of numbers."""
     (B, T, _, Hv, dk, dv), facts, spec = call.sizes, call.facts, call.spec
     full: dict[str, Tensor] = {}

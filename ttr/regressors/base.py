@@ -26,6 +26,13 @@ class Init(NamedTuple):  # which torch.compile can make, other than a frozen dat
         return full + self.std * torch.randn(full.shape, generator=generator, device=device) if self.std else full
 
 
+class OneLayer(NamedTuple):
+    """f(x) = [x +] [LN](x W [+ b]): W, then b, are the only weights; the norm's scale and shift are `outer`."""
+
+    residual: bool = False
+    eps: float = 0.0
+
+
 def zeros(*shape: int, learned: bool = True) -> Init:
     return Init(shape, learned=learned)
 
@@ -68,6 +75,10 @@ class Regressor(Piece):
     def state_shapes(self, dk: int, dv: int) -> dict[str, tuple[int, ...]]:
         """The tensors of a head's state that move while reading."""
         return {name: init.shape for name, init in self.init(dk, dv).items() if name not in self.outer}
+
+    def one_layer(self) -> OneLayer | None:
+        """What a kernel has to know of a regressor that is one linear layer; None: it is something else."""
+        return None
 
     def key_axis(self) -> tuple[str, ...]:
         """The tensors whose first axis is the key: what a vector gate decays."""

@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
+from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.scalar_gate import plan, run
 from ttr.kernels.triton.unit_norm import function as unit_norm
 
@@ -96,6 +97,27 @@ def norms() -> list[tuple]:
     return found
 
 
+# dk, dv, tokens of a mini-batch, slots; with a bias, with a norm and the residual: TTT-Linear, its widest head, momentum
+MINI_BATCHES = ((64, 64, 16, 1, True, True), (128, 128, 16, 1, True, True), (64, 64, 64, 2, False, True), (128, 128, 64, 1, False, False))
+
+
+def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: bool) -> list[tuple]:
+    """The launches over mini-batches, forward and backward, in bfloat16."""
+    found = []
+    record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
+    with record, torch.device("meta"):
+        B, M, H = 8, 32, 16
+        q, v = torch.empty(B, M * size, H, dk, dtype=torch.bfloat16), torch.empty(B, M * size, H, dv, dtype=torch.bfloat16)
+        mask, rows, kept = (torch.empty(B, M, H, *shape) for shape in ((size, size), (slots, size), (slots, slots)))
+        gamma = torch.empty(H, dv) if normed else None
+        first, first_bias = torch.empty(B, H, slots, dk, dv), torch.empty(B, H, slots, dv) if biased else None
+        form = mini_batch.Form(normed, 1e-6, 1 / dv, 1 / dv)
+        given = q, q, v, mask, rows, rows, kept, gamma, gamma
+        o, last, last_bias, *saved = mini_batch.forward(*given, first, first_bias, form)
+        mini_batch.backward(o, last, last_bias, *given, first_bias, *saved, form)
+    return found
+
+
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
     """What Triton specialises this launch to: pointers on 16 bytes, None as a constant; numbers as far as the kernel lets it."""
     given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
@@ -147,6 +169,9 @@ def main(everything: bool) -> dict:
         add("decode", *launch)
     for launch in norms():
         add("unit norm", *launch)
+    for sizes in MINI_BATCHES:
+        for launch in mini_batches(*sizes):
+            add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:
             continue

@@ -23,8 +23,8 @@ PRESETS = {
     "longhorn": "step is per value", "momentum_deltanet": "carries 1 more slot(s)",
     "mesa": "regressor 'least_squares' has paths of its own", "mesanet": "regressor 'least_squares' has paths of its own",
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
-    "titans": "regressor 'mlp' is not linear in its weights", "ttt_linear": "regressor 'mlp' is not linear", "ttt_mlp": "regressor 'mlp' is not linear",
-    "lact": "regressor 'mlp' is not linear",
+    "titans": "regressor 'mlp' is not one linear layer", "ttt_linear": KERNEL, "ttt_mlp": "regressor 'mlp' is not one linear layer",
+    "lact": "optimizer.accumulate=true",
 }  # fmt: skip
 DELTA = ttr.spec({"optimizer": "delta"})
 
@@ -37,7 +37,7 @@ def test_every_preset_is_served_or_the_reason_is_said():
         path, said = ttr.select_path(spec, device="cuda")
         if reason is None:
             assert (why, path) == (None, "triton"), name
-            assert ttr.select_path(spec, device="cuda", length=3)[0] == "recurrent"
+            assert ttr.select_path(spec, device="cuda", length=3)[0] == ("recurrent" if spec.mini_batch == 1 else "triton")
             assert ttr.select_path(spec, path="triton")[0] == "triton", "on whichever device"
         else:
             assert why is not None and reason in why, (name, why)

@@ -22,11 +22,12 @@ from torch.func import grad, vmap
 
 from ...inner_loop import InnerLoop, concatenate, reopened
 from ...inner_optim import Signals
-from ...lowering import coefficients, effective_signals, keep_factor
+from ...lowering import Coefficients, coefficients, effective_signals, keep_factor
 from ...spec import Spec
 from ...state import State
 from ..problem import Problem
-from .chunk import double, sum_of, tokens_as_blocks
+from .chunk import sum_of
+from .masks import masks
 from .recompute import recomputed
 
 Weights = dict[str, Tensor]
@@ -107,34 +108,12 @@ def _group(spec: Spec, lengths: list[int], position: int, tokens: dict, memory: 
         if "log_decay" in own:
             part["log_decay"] = own["log_decay"]
         if "A" in own:
-            part |= _rows(own["A"], own["b"], own["c"], own["read"], spec.read.at == "before")
+            part |= masks(spec, Coefficients(**{name: own[name] for name in TOKEN_AXIS}))
         mini_batch = MiniBatch(spec, position, closes=position + length == spec.mini_batch)
         o, memory = vmap(vmap(mini_batch.run), in_dims=(0, 0, None))(part, memory, params)
         outputs.append(o)
         position = 0 if mini_batch.closes else position + length
     return torch.cat(outputs, 2), memory
-
-
-def _rows(A: Tensor, b: Tensor, c: Tensor, read: Tensor, read_before: bool) -> dict[str, Tensor]:
-    """The mini-batch's masks and rows from the doubling of chunk.py, on coefficients alone: each [N, H, ...]."""
-    A, b, c, read = (x[..., 0] for x in (A, b, c, read))
-    r, N, H, m, n = b.shape[:5]
-    pad = (1 << (m - 1).bit_length()) - m  # doubling wants a power of two: the rest are no events
-    if pad:
-        eye = torch.eye(r, dtype=A.dtype, device=A.device).view(r, r, 1, 1, 1, 1, 1).expand(r, r, N, H, pad, n, 1)
-        A = torch.cat([A, eye], 4)
-        b, read = (torch.cat([x, x.new_zeros(*x.shape[:3], pad, *x.shape[4:])], 3) for x in (b, read))
-    blocks = tokens_as_blocks(A.flatten(2, 3), None, b.flatten(1, 2)[None], read.flatten(1, 2), read_before)
-    while blocks.read.shape[2] > 1:
-        blocks = double(blocks)
-    heads = (N, H)
-    return {
-        "R": blocks.R[0, :, 0].unflatten(0, heads)[:, :, :m, : m * n],
-        "Q0": blocks.read[:, :, 0, :m, 0].unflatten(1, heads).movedim(0, 2),
-        "F": blocks.column[0, :, :, 0, : m * n, 0].unflatten(1, heads).movedim(0, 2),
-        "phi": blocks.phi[:, :, :, 0, 0].unflatten(2, heads).movedim((0, 1), (2, 3)),
-        "c": c.reshape(r, N, H, m * n).movedim(0, 2),
-    }
 
 
 class Looked:
@@ -193,7 +172,7 @@ class MiniBatch:
         end = self._advance(part, z, inputs, gradients)
         if self.closes and self.spec.optimizer.position != "none":
             end = {name: (start[name][0] + factor[-1] * (w - start[name][0]),) for name, (w,) in end.items()}
-        return o, {**loop._memory(end), "mini_batch": {"start": loop._memory(start)}}
+        return o, {**loop._memory(end), "mini_batch": {"start": loop._memory(end if self.closes else start)}}
 
     def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Weights):
         """Inputs of every linear layer at the start weights and the loss's gradients at its outputs, event by event.

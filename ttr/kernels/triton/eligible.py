@@ -12,6 +12,7 @@ from ...constant import constant
 from ...objectives import slopes
 
 LARGEST = 256  # channels of a head
+LARGEST_MINI_BATCH, LARGEST_LAYER = 64, 128  # with mini-batches: tokens of one, channels of a head
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -58,6 +59,8 @@ def why_not_triton(spec) -> str | None:
 
     if spec.regressor.family != "trained":
         return f"regressor {spec.regressor.kind!r} has paths of its own"
+    if spec.mini_batch != 1:
+        return _why_not_mini_batches(spec)
     if not is_linear(spec):
         return why_nonlinear(spec)
     if spec.optimizer.slots:
@@ -75,6 +78,35 @@ def why_not_triton(spec) -> str | None:
     if others:
         return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
     return _why_not_probed(spec)
+
+
+def _why_not_mini_batches(spec) -> str | None:
+    """The same for mini-batches of frozen gradients (`mini_batch`)."""
+    from ...choice import why_not_dual
+    from ...lowering import coefficients
+
+    optimizer, size = spec.optimizer, spec.mini_batch
+    if (why := why_not_dual(spec)) is not None:
+        return why
+    if optimizer.accumulate:
+        return "optimizer.accumulate=true steps once per mini-batch; the kernels take linear optimizers that step at every token"
+    if spec.regressor.one_layer() is None:
+        return f"regressor {spec.regressor.kind!r} is not one linear layer with or without a norm; the kernels hold one layer's weights"
+    if not isinstance(size, int) or size > LARGEST_MINI_BATCH:
+        return f"optimizer.mini_batch={size!r}; the kernels take whole mini-batches of up to {LARGEST_MINI_BATCH} tokens"
+    if not spec.objective.quadratic:
+        return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
+    if spec.steps > 1 or len(optimizer.slots) > 1:
+        return f"optimizer {optimizer.kind!r} , steps={spec.steps}, {len(optimizer.slots)} slots; the kernels take 1 step, up to 1 slot"
+    if optimizer.step_rule.kind != "plain":
+        return f"optimizer.step_rule={optimizer.step_rule.kind!r}; with mini-batches the kernels take plain steps"
+    generator = torch.Generator().manual_seed(0)
+    lead = (3, 1)
+    values = {name: torch.rand(*lead, 1, 1, generator=generator) for name in optimizer.signals()}
+    looks = coefficients(spec, values, None, lead, False).c
+    if bool((looks[0] != 1).any()) or bool((looks[1:] != 0).any()):
+        return f"optimizer {optimizer.kind!r} takes its gradient elsewhere than at the weights the mini-batch began with"
+    return None
 
 
 def _why_not_probed(spec) -> str | None:
@@ -101,9 +133,10 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
+    largest = LARGEST if spec.mini_batch == 1 else LARGEST_LAYER
     for name, d in (("dk", dk), ("dv", dv)):
-        if d is not None and (d % 16 or not 0 < d <= LARGEST):
-            return f"{name}={d}; choose a multiple of 16 up to {LARGEST}"
+        if d is not None and (d % 16 or not 0 < d <= largest):
+            return f"{name}={d}; choose a multiple of 16 up to {largest}"
     if dv is not None and dv + _pad(spec, dv) > LARGEST:
         return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
     return None

@@ -1,0 +1,77 @@
+"""What the outputs give back: to q, to the mini-batch's gradients, to R and Q0, and to k as it is read."""
+
+import triton.language as tl
+
+from ..launch import kernel
+from ..tiles import load_block, load_rows, product, store_rows
+from .inner import normalized, normalized_gradient
+from .outputs import read_slot, scores_of
+from .places import load_affine, pair_pointers, place_of
+
+
+@kernel("T batches eps")
+def outputs_gradient_kernel(
+    q, k, gradient, mask, rows, gamma, beta, starts, start_biases, do, dy, dq, dk, dgradient, dmask, drows, dgamma, dbeta, T, batches, eps,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One mini-batch of one head a program; Y and Q K^T are made again.
+
+        dG = (R * Q K^T)^T dY,   dS = R * dY G^T,   dQ = sum_s (Q0_s * dY) Z_s^T + dS K [+ dO],   dK = dS^T Q
+        dR = Q K^T * dY G^T,     dQ0_s = <dY, Q Z_s>
+
+    dq, dk: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch alone, [N, batches, Hv, dv].
+    """
+    n = tl.program_id(0) // batches
+    batch = tl.program_id(0) % batches
+    head = tl.program_id(1)
+    t = tl.arange(0, ROWS)
+    keys = tl.arange(0, BK)
+    values = tl.arange(0, BV)
+    valid = t < SIZE
+    token = n.to(tl.int64) * T + batch * SIZE
+    place = place_of(n, batch, batches, head, HV)
+    query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+    key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+    g = load_rows(gradient + head * DV, token, t, valid, values, HV * DV, DV, BV)
+    out = load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
+    operand = query.dtype
+    both = valid[:, None] & valid[None, :]
+    weights = tl.load(pair_pointers(mask, place, t, SIZE), mask=both, other=0.0)
+    scores = scores_of(query, key, BIASED, PRECISION)
+    given = out
+    if NORM:
+        y = product((weights * scores).to(operand), g, PRECISION)
+        for slot in tl.static_range(SLOTS):
+            own, row = read_slot(
+                query, starts, start_biases, rows, place, slot, t, valid, keys, values, DK, DV, SIZE, SLOTS, BIASED, PRECISION
+            )  # fmt: skip
+            y += row[:, None] * own
+        scale, _ = load_affine(gamma, beta, head, values, DV, NORM)
+        normal, rate = normalized(y, values, eps, DV, BV, NORM)
+        given = normalized_gradient(out * scale[None, :], normal, rate, values, DV, BV, NORM)
+        tl.store(dgamma + place * DV + values, tl.sum(out * normal, 0), mask=values < DV)
+        tl.store(dbeta + place * DV + values, tl.sum(out, 0), mask=values < DV)
+    store_rows(dy + head * DV, token, given, t, valid, values, HV * DV, DV, BV)
+    narrow = given.to(operand)
+    own = product(narrow, tl.trans(g), PRECISION)  # <dY_i, G_j>
+    tl.store(pair_pointers(dmask, place, t, SIZE), scores * own, mask=both)
+    x = product((weights * own).to(operand), key, PRECISION)
+    for slot in tl.static_range(SLOTS):
+        read, row = read_slot(
+            query, starts, start_biases, rows, place, slot, t, valid, keys, values, DK, DV, SIZE, SLOTS, BIASED, PRECISION
+        )  # fmt: skip
+        tl.store(drows + (place * SLOTS + slot) * SIZE + t, tl.sum(given * read, 1), mask=valid)
+        z = load_block(starts + (place * SLOTS + slot) * DK * DV, keys, values, DK, DV)
+        x = tl.dot((row[:, None] * given).to(operand), tl.trans(z), acc=x, input_precision=PRECISION)
+    if RESIDUAL:
+        x += out
+    store_rows(dq + head * DK, token, x, t, valid, keys, HV * DK, DK, BK)
+    # row: who wrote, column: who reads. Made anew: Triton 3.6 miscompiles a product's transpose as an operand
+    weights = tl.load(pair_pointers(mask, place, t, SIZE, True), mask=both, other=0.0)
+    scores = scores_of(key, query, BIASED, PRECISION)
+    own = product(g, tl.trans(narrow), PRECISION)
+    x = product((weights * own).to(operand), query, PRECISION)
+    store_rows(dk + head * DK, token, x, t, valid, keys, HV * DK, DK, BK)
+    dg = product((weights * scores).to(operand), narrow, PRECISION)
+    store_rows(dgradient + head * DV, token, dg, t, valid, values, HV * DV, DV, BV)

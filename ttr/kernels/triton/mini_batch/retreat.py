@@ -1,0 +1,95 @@
+"""The scan back: the gradient of the slots behind every mini-batch."""
+
+import triton.language as tl
+
+from ..launch import kernel
+from ..tiles import load_block, load_rows
+from .inner import layer_input, loss_gradient, loss_gradient_gradient, normalized, slope
+from .places import load_affine, load_mixing, load_token_numbers, place_of, store_block
+
+
+@kernel("T batches eps curvature gain")
+def retreat_kernel(
+    q, k, v, rows, written, kept, gamma, beta, starts, start_biases, dy, dgradient, dlast, dlast_bias, ends, end_biases, dfirst,
+    dfirst_bias, T, batches, eps, curvature, gain,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """One head of one sequence a program. D_s: the gradient of Z_s after a mini-batch, d_s of its bias.
+
+        dG <- dG + sum_s F_s * (K D_s + d_s),    dA of it (`loss_gradient_gradient`)
+        D_l <- sum_s phi_sl D_s + Q^T (Q0_l * dY) + [l = 0] K^T dA,    d_l likewise with Q = K = 1
+
+    ends, end_biases: D and d behind every mini-batch, [N, batches, Hv, r, ...].
+    """
+    n = tl.program_id(0) // HV
+    head = tl.program_id(0) % HV
+    t = tl.arange(0, ROWS)
+    keys = tl.arange(0, BK)
+    values = tl.arange(0, BV)
+    valid = t < SIZE
+    scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
+    at = (n * HV + head).to(tl.int64) * SLOTS
+    d = load_block(dlast + at * DK * DV, keys, values, DK, DV)
+    c = tl.zeros([BV], tl.float32)
+    n_d = d
+    n_c = c
+    if SLOTS == 2:
+        n_d = load_block(dlast + (at + 1) * DK * DV, keys, values, DK, DV)
+    if BIASED:
+        c = tl.load(dlast_bias + at * DV + values, mask=values < DV, other=0.0)
+        if SLOTS == 2:
+            n_c = tl.load(dlast_bias + (at + 1) * DV + values, mask=values < DV, other=0.0)
+    for step in tl.range(0, batches, num_stages=STAGES):
+        batch = batches - 1 - step
+        token = n.to(tl.int64) * T + batch * SIZE
+        place = place_of(n, batch, batches, head, HV)
+        query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+        key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+        value = load_rows(v + head * DV, token, t, valid, values, HV * DV, DV, BV)
+        out = load_rows(dy + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
+        dg = load_rows(dgradient + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
+        operand = key.dtype
+        z = load_block(starts + place * SLOTS * DK * DV, keys, values, DK, DV)
+        bias = c
+        if BIASED:
+            bias = tl.load(start_biases + place * SLOTS * DV + values, mask=values < DV, other=0.0)
+        normal, rate = normalized(layer_input(z, bias, key, BIASED, PRECISION), values, eps, DV, BV, NORM)
+        e = slope(normal, key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
+        g = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM)
+        store_block(ends + place * SLOTS * DK * DV, d, keys, values, DK, DV)
+        if BIASED:
+            tl.store(end_biases + place * SLOTS * DV + values, c, mask=values < DV)
+        f = load_token_numbers(written, place * SLOTS, t, valid, SIZE)
+        row = load_token_numbers(rows, place * SLOTS, t, valid, SIZE)
+        dg += f[:, None] * layer_input(d, c, key, BIASED, PRECISION)
+        if SLOTS == 2:
+            store_block(ends + (place * SLOTS + 1) * DK * DV, n_d, keys, values, DK, DV)
+            n_f = load_token_numbers(written, place * SLOTS + 1, t, valid, SIZE)
+            dg += n_f[:, None] * layer_input(n_d, n_c, key, BIASED, PRECISION)
+            own, across, back, moved = load_mixing(kept, place)
+            d, n_d = own * d + back * n_d, across * d + moved * n_d
+            read = load_token_numbers(rows, place * SLOTS + 1, t, valid, SIZE)[:, None] * out
+            n_d = tl.dot(tl.trans(query), read.to(operand), acc=n_d, input_precision=PRECISION)
+            if BIASED:
+                tl.store(end_biases + (place * SLOTS + 1) * DV + values, n_c, mask=values < DV)
+                c, n_c = own * c + back * n_c, across * c + moved * n_c
+                n_c += tl.sum(read, 0)
+        else:
+            own = tl.load(kept + place)
+            d *= own
+            c *= own
+        _, da, _ = loss_gradient_gradient(dg, g, e, normal, rate, scale, curvature, values, DV, BV, NORM)
+        read = row[:, None] * out
+        d = tl.dot(tl.trans(query), read.to(operand), acc=d, input_precision=PRECISION)
+        d = tl.dot(tl.trans(key), da.to(operand), acc=d, input_precision=PRECISION)
+        if BIASED:
+            c += tl.sum(read, 0) + tl.sum(da, 0)
+    store_block(dfirst + at * DK * DV, d, keys, values, DK, DV)
+    if BIASED:
+        tl.store(dfirst_bias + at * DV + values, c, mask=values < DV)
+    if SLOTS == 2:
+        store_block(dfirst + (at + 1) * DK * DV, n_d, keys, values, DK, DV)
+        if BIASED:
+            tl.store(dfirst_bias + (at + 1) * DV + values, n_c, mask=values < DV)
