@@ -46,7 +46,8 @@ def _forward(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias,
     from . import run
 
     given: Any = _ready(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias)
-    o, last, last_bias, starts, start_biases, gradient = run.forward(*given, _form(*form))
+    made: Any = _form(*form)
+    o, last, last_bias, starts, start_biases, gradient = run.forward(*given, made)
     return [x for x in (o, last, starts, gradient, last_bias, start_biases) if x is not None]
 
 
