@@ -1,12 +1,14 @@
-"""Our kernels against others' on one CUDA GPU: time, memory, decoding, first call.
+"""Ours against others on one CUDA GPU, linear and nonlinear memories: time, memory, decoding, first call, growth with T.
 
     python -m experiments.bench                                       # the default shapes, everybody who is installed
     python -m experiments.bench --cases gated_delta --only both --quick
     python -m experiments.bench --extended --cold-peers --resume
+    python -m experiments.bench --cases ttt_linear titans lact --extended --cold-peers     # nonlinear memories, growing sequences
 
-Peers: fla (fla-core), flash_qla (flash-qla), torch (scaled_dot_product_attention); `--peers` alone measures ours only.
+Peers: fla (fla-core), flash_qla (flash-qla), torch (scaled_dot_product_attention), titans_pytorch (titans-pytorch); `--peers`
+alone measures ours only.
 Every figure is in measurements.jsonl as soon as it is taken: a stopped run goes on with --resume. Ends with table.md,
-results.json and speed.png in the output folder.
+results.json, speed.png and growth.png in the output folder.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from experiments.bench.plan import KINDS, Choice, Group, plan
 from experiments.bench.record import Record, Row
 from experiments.bench.shapes import SHAPES
 
-PACKAGES = ("torch", "triton", "fla-core", "flash-qla", "tilelang")
+PACKAGES = ("torch", "triton", "fla-core", "flash-qla", "tilelang", "titans-pytorch")
 
 
 def parser() -> argparse.ArgumentParser:

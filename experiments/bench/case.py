@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+import ttr
 from experiments.bench.shapes import Shape
+from ttr.kernels.triton.eligible import capability_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +60,10 @@ class Case(ABC):
 
     def note(self, who: str, shape: Shape) -> str:
         return self.notes.get(who, "")
+
+
+def path_note(spec: ttr.Spec, shape: Shape) -> str:
+    """Which path `auto` takes in bf16 on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known: dict[str, Any] = {"dtype": torch.bfloat16, "dk": shape.dk, "dv": shape.dv, "capability": capability_of(device)}
+    return f"path {ttr.select_path(spec, length=shape.T, device=device, **known)[0]}"

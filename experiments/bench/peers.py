@@ -13,7 +13,7 @@ from typing import Any
 from experiments.bench.case import Case
 from experiments.bench.shapes import Shape
 
-PEERS = ("fla", "flash_qla", "torch")
+PEERS = ("fla", "flash_qla", "torch", "titans_pytorch")
 CHECK_REMOVED = "check removed, speed only"
 
 
