@@ -1,12 +1,14 @@
-"""Our kernels against others' on one CUDA GPU: time, memory, decoding, first call.
+"""Ours against others on one CUDA GPU, linear and nonlinear memories: time, memory, decoding, first call, growth with T.
 
     python -m experiments.bench                                       # the default shapes, everybody who is installed
     python -m experiments.bench --cases gated_delta --only both --quick
     python -m experiments.bench --extended --cold-peers --resume
+    python -m experiments.bench --cases ttt_linear titans lact --extended --cold-peers     # nonlinear memories, growing sequences
 
-Peers: fla (fla-core), flash_qla (flash-qla), torch (scaled_dot_product_attention); `--peers` alone measures ours only.
+Peers: fla (fla-core), flash_qla (flash-qla), torch (scaled_dot_product_attention), titans_pytorch (titans-pytorch); `--peers`
+alone measures ours only.
 Every figure is in measurements.jsonl as soon as it is taken: a stopped run goes on with --resume. Ends with table.md,
-results.json and speed.png in the output folder.
+results.json, speed.png and growth.png in the output folder.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from experiments.bench import measure, output, peers, tables, timing
 from experiments.bench.board import Board
 from experiments.bench.cases import CASES
 from experiments.bench.cold import cold
+from experiments.bench.linear import Linear
 from experiments.bench.plan import KINDS, Choice, Group, plan
 from experiments.bench.record import Record, Row
-from experiments.bench.shapes import DEFAULT, EXTENDED, SHAPES
+from experiments.bench.shapes import SHAPES
 
-PACKAGES = ("torch", "triton", "fla-core", "flash-qla", "tilelang")
+PACKAGES = ("torch", "triton", "fla-core", "flash-qla", "tilelang", "titans-pytorch")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=f"of {', '.join(CASES)}")
     which = made.add_mutually_exclusive_group()
     which.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
-    which.add_argument("--extended", action="store_true", help="the default shapes and all others")
+    which.add_argument("--extended", action="store_true", help="every case's default shapes and its others")
     made.add_argument("--peers", nargs="*", choices=peers.PEERS, default=list(peers.PEERS), metavar="PEER")
     made.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")
     made.add_argument("--cold-peers", action="store_true", help="the peers' first call too, which takes minutes")
@@ -65,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=160)  # a log file wraps nothing
 
     problems = {peer: peers.problem(peer) for peer in options.peers}
-    shapes = options.shapes or [shape.name for shape in (*DEFAULT, *(EXTENDED if options.extended else ()))]
     there = [peer for peer, problem in problems.items() if problem is None]
-    choice = Choice(cases=options.cases, shapes=shapes, kinds=options.only, there=there, cold_peers=options.cold_peers)
+    choice = Choice(
+        cases=options.cases, kinds=options.only, there=there,
+        shapes=options.shapes, extended=options.extended, cold_peers=options.cold_peers,
+    )  # fmt: skip
     groups, left_out = plan(choice)
     left_out = [f"{peer}: cannot be imported ({problem})" for peer, problem in problems.items() if problem] + left_out
     for line in left_out:
@@ -75,13 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     record = Record(path)
     effort = timing.QUICK if options.quick else timing.Effort()
-    bench = measure.Bench(bandwidth=timing.bandwidth(effort), effort=effort)
+    bench = measure.Bench(bandwidth=timing.bandwidth(effort), matmul=timing.matmul_rate(effort), effort=effort)
     record.append({
         "kind": "run", "command": shlex.join(["python", "-m", "experiments.bench", *arguments]),
         "date": datetime.date.today().isoformat(), "gpu": torch.cuda.get_device_name(), "bandwidth_tb_s": bench.bandwidth / 1e12,
-        "versions": {name: peers.version(name) for name in PACKAGES}, "cuda": torch.version.cuda, "left_out": left_out,
+        "matmul_tflop_s": bench.matmul / 1e12, "versions": {name: peers.version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda, "left_out": left_out,
     })  # fmt: skip
-    console.print(f"{torch.cuda.get_device_name()}, {bench.bandwidth / 1e12:.2f} TB/s", highlight=False)
+    rates = f"{bench.bandwidth / 1e12:.2f} TB/s, {bench.matmul / 1e12:.0f} TFLOP/s in bf16"
+    console.print(f"{torch.cuda.get_device_name()}, {rates}", highlight=False)
 
     status = 0
     try:
@@ -117,6 +124,7 @@ def run(bench: measure.Bench, groups: Sequence[Group], record: Record, console: 
 
 def rows(bench: measure.Bench, group: Group, whos: tuple[str, ...], record: Record) -> Iterator[Row]:
     if group.kind == "decode":
+        assert isinstance(group.case, Linear)
         return measure.decoding(bench, group.case, group.shape, whos)
     if group.kind == "cold":
         return cold_rows(group, whos)

@@ -59,7 +59,11 @@ def measured(row: Row) -> str:
         return row["error"]
     parts = []
     if "ms" in row:
-        parts.append(f"{row['ms']:.3f} ms, {row['ms'] / row['floor_ms']:.1f} × floor")
+        parts.append(f"{row['ms']:.3f} ms")
+    if "ms" in row and "floor_ms" in row:
+        parts.append(f"{row['ms'] / row['floor_ms']:.1f} × floor")
+    if "ms" in row and "flops" in row:
+        parts.append(f"{1e-9 * row['flops'] / row['ms']:.0f} TFLOP/s, {row['matmul_ms'] / row['ms']:.2f} of torch.matmul")
     if "peak_bytes" in row:
         parts.append(f"{row['peak_bytes'] / 2**20:.0f} MiB")
     if "graph_us" in row:

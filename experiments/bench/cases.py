@@ -1,111 +1,82 @@
-"""The mechanisms that are measured: our declaration of each, and inputs that are the same for everybody."""
+"""The mechanisms that are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid, normalize
-
-from experiments.bench.shapes import Shape
-
-GATE_NORMALIZER = 16  # log_decay = logsigmoid(randn) / 16, as GLA's layer has it: the memory reaches over tens of tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One mechanism; `declaration` is None where we have no kernel to compare and peers only give a yardstick."""
-
-    name: str
-    title: str
-    peers: tuple[str, ...]
-    declaration: Mapping[str, Any] | None = None
-    step: bool = False
-    log_decay: bool = False
-    unit_keys: bool = False  # q and k of length one
-
-    @property
-    def who(self) -> tuple[str, ...]:
-        """Everybody who runs it, ours first."""
-        return self.peers if self.declaration is None else ("ttr", *self.peers)
-
+from experiments.bench import flops
+from experiments.bench.layers import Layer
+from experiments.bench.linear import Linear
+from experiments.bench.shapes import LACT, NONLINEAR, NONLINEAR_MORE
+from experiments.bench.ttt_linear import MINI_BATCH, TTTLinear
 
 CASES = {
     case.name: case
     for case in (
-        Case(
+        Linear(
             name="simple_gla",
             title="scalar decay (simple GLA)",
-            peers=("fla",),
+            who=("ttr", "fla"),
             declaration={"regressor": "linear", "objective": "dot", "optimizer": {"kind": "sgd", "step": 1.0}, "gate": "scalar"},
             log_decay=True,
         ),
-        Case(
+        Linear(
             name="gated_delta",
             title="gated delta rule",
-            peers=("fla", "flash_qla"),
+            who=("ttr", "fla", "flash_qla"),
             declaration={"regressor": "linear", "optimizer": "delta", "gate": {"kind": "scalar", "order": "first"}},
             step=True,
             log_decay=True,
             unit_keys=True,
         ),
-        Case(
+        Linear(
             name="delta",
             title="delta rule",
-            peers=("fla",),
+            who=("ttr", "fla"),
             declaration={"regressor": "linear", "optimizer": "delta", "gate": "none"},
             step=True,
             unit_keys=True,
         ),
-        Case(name="sdpa", title="causal softmax attention", peers=("torch",)),
+        Linear(name="sdpa", title="causal softmax attention", who=("torch",)),
+        TTTLinear(
+            name="ttt_linear",
+            title="TTT-Linear (inner loop)",
+            who=("ttr", "fla", "fla-fused"),
+            shapes=NONLINEAR,
+            more=NONLINEAR_MORE,
+            declaration={"base": "ttt_linear", "optimizer": {"position": "none", "mini_batch": MINI_BATCH}},
+            remark=(
+                "both write the same memory (gradients at the start of every 16 tokens, one rate for each 16 as fla's rate belongs to the "
+                "reading token and ours to the written one); ours reads q + LN(q W + b) as published, fla's ops Z + LN(Z) with "
+                "Z = q W + b. Compared is LN(Z), which both outputs give."
+            ),
+        ),
+        Layer(
+            name="titans",
+            title="Titans' memory (layer)",
+            who=("ttr", "titans_pytorch", "titans_pytorch-b64"),
+            shapes=NONLINEAR,
+            more=NONLINEAR_MORE,
+            preset="titans",
+            notes={"titans_pytorch": "gradients at the initial weights", "titans_pytorch-b64": "gradients at every 64 tokens' start"},
+            remark=(
+                "whole layers, two-layer MLP memories four times as wide as their heads, momentum, decay, 64 tokens a mini-batch. By "
+                "default (batch_size=None) titans-pytorch takes every gradient at the sequence's initial weights; with batch_size=64, "
+                "the row titans_pytorch-b64, at the start of every 64 tokens, as the paper and ours do. Momentum and decay are one number "
+                "for 64 tokens there and one for each token here; queries there read weights up to 63 tokens old; ours has short "
+                "convolutions and a gate for every channel besides. Different functions: outputs are not compared."
+            ),
+        ),
+        Layer(
+            name="lact",
+            title="LaCT's fast weights (layer)",
+            who=("ttr",),
+            shapes=LACT,
+            preset="lact",
+            operations=flops.lact,
+            remark=(
+                "whole layer, chunks of 2048 tokens, Muon; no peer. Operations by the formula in experiments/bench/flops.py, of the "
+                "large matmuls alone, beside the rate of a large bf16 torch.matmul in the same run."
+            ),
+        ),
     )
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """q, k, v in bf16; step and log_decay (natural log) in float32, None where the mechanism has none."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    step: Tensor | None
-    log_decay: Tensor | None
-
-    def leaves(self) -> list[Tensor]:
-        return [x for x in (self.q, self.k, self.v, self.step, self.log_decay) if x is not None]
-
-    def token(self) -> Inputs:
-        """The first token, without its time axis."""
-
-        def first(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[:, 0]
-
-        return replace(self, q=self.q[:, 0], k=self.k[:, 0], v=self.v[:, 0], step=first(self.step), log_decay=first(self.log_decay))
-
-
-def inputs(case: Case, shape: Shape, *, requires_grad: bool, device: str = "cuda") -> Inputs:
-    """Random inputs of a seed of their own."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, device=device)
-
-    q, k = (normal(shape.B, shape.T, shape.H, shape.dk) for _ in "qk")
-    if case.unit_keys:
-        q, k = normalize(q, dim=-1), normalize(k, dim=-1)
-    v = normal(shape.B, shape.T, shape.Hv, shape.dv)
-    per_head = shape.B, shape.T, shape.Hv
-    made = Inputs(
-        q=q.bfloat16(),
-        k=k.bfloat16(),
-        v=v.bfloat16(),
-        step=torch.sigmoid(normal(*per_head)) if case.step else None,
-        log_decay=logsigmoid(normal(*per_head)) / GATE_NORMALIZER if case.log_decay else None,
-    )
-    for x in made.leaves():
-        x.requires_grad_(requires_grad)
-    return made
+WHOS = tuple(dict.fromkeys(who for case in CASES.values() for who in case.who))

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.bench import calls, peers
-from experiments.bench.cases import CASES, Case, inputs
-from experiments.bench.record import Row
+from experiments.bench import peers
+from experiments.bench.case import Case
+from experiments.bench.cases import CASES
+from experiments.bench.record import Row, with_notes
 from experiments.bench.shapes import SHAPES, Shape
 
 LIMIT_S = 400
@@ -41,16 +42,17 @@ def cold(case: Case, shape: Shape, who: str) -> Row:
 
 
 def child(case: Case, shape: Shape, who: str) -> Row:
-    if problem := who != "ttr" and peers.problem(who):
+    if problem := who != "ttr" and peers.problem(peers.peer_of(who)):
         raise RuntimeError(problem)
     importlib.import_module("triton")
-    call = calls.call(case, who)
-    x = inputs(case, shape, requires_grad=True)
-    upstream = torch.randn_like(x.v)
+    x = case.inputs(shape, requires_grad=True)
+    contender = case.contender(who, x)
+    upstream = torch.randn_like(x.like_output)
+    notes = [case.note(who, shape)]
     figures: Row = {}
 
     def both() -> None:
-        torch.autograd.grad(call(x), x.leaves(), upstream)
+        torch.autograd.grad(contender.call(), contender.leaves, upstream)
         torch.cuda.synchronize()
 
     with ExitStack() as stack:
@@ -59,16 +61,16 @@ def child(case: Case, shape: Shape, who: str) -> Row:
         try:
             both()
         except RuntimeError as error:
-            if who != "fla" or not peers.refused_by_check(error):
+            if not peers.refused_by_check(who, error):
                 raise
             stack.enter_context(peers.check_removed())
-            figures["note"] = peers.CHECK_REMOVED
+            notes.append(peers.CHECK_REMOVED)
             both()
         figures["first_s"] = time.perf_counter() - start
         start = time.perf_counter()
         both()
         figures["second_ms"] = 1e3 * (time.perf_counter() - start)
-    return figures
+    return with_notes(figures, notes)
 
 
 if __name__ == "__main__":

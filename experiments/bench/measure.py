@@ -11,22 +11,30 @@ import torch
 from torch import Tensor
 
 import ttr
-from experiments.bench import calls, peers, timing
-from experiments.bench.cases import Case, inputs
-from experiments.bench.record import Row
+from experiments.bench import decode, peers, timing
+from experiments.bench.case import Case, Contender
+from experiments.bench.linear import Linear
+from experiments.bench.record import Row, with_notes
 from experiments.bench.shapes import Shape, floor_bytes
 from experiments.bench.timing import STEPS, Effort
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all measurements of one run share; `bandwidth` in bytes a second."""
+    """What all measurements of one run share; `bandwidth` in bytes a second, `matmul` in operations a second."""
 
     bandwidth: float
+    matmul: float
     effort: Effort
 
-    def floor_ms(self, shape: Shape, kind: str) -> float:
-        return 1e3 * floor_bytes(shape, kind) / self.bandwidth
+    def yardsticks(self, case: Case, shape: Shape, kind: str) -> Row:
+        """What a time is held against: its floor by memory, and by operations at the rate of a large bf16 matmul."""
+        found: Row = {}
+        if (moved := case.floor_bytes(shape, kind)) is not None:
+            found["floor_ms"] = 1e3 * moved / self.bandwidth
+        if (operations := case.flops(shape, kind)) is not None:
+            found |= {"flops": operations, "matmul_ms": 1e3 * operations / self.matmul}
+        return found
 
 
 def error_row(row: Row, error: BaseException) -> Row:
@@ -44,32 +52,41 @@ def sequence(bench: Bench, kind: str, case: Case, shape: Shape, whos: tuple[str,
 
     Peers carry their output's difference from ours, which is computed once more where `compare` says that `whos` lacks it.
     """
-    x = inputs(case, shape, requires_grad=kind == "both")
-    reference = calls.call(case, "ttr")(x) if compare and kind == "forward" else None
-    upstream = torch.randn_like(x.v)
+    x = case.inputs(shape, requires_grad=kind == "both")
+    reference = None
+    if compare and kind == "forward":
+        reference = case.compared("ttr", case.contender("ttr", x).call(), x)
+    upstream = torch.randn_like(x.like_output)
     ready: dict[str, Callable[[], object]] = {}
     rows: dict[str, Row] = {}
     with ExitStack() as stack:
         for who in whos:
-            row: Row = {"kind": kind, "case": case.name, "shape": shape.name, "who": who, "floor_ms": bench.floor_ms(shape, kind)}
+            row: Row = {"kind": kind, "case": case.name, "shape": shape.name, "who": who, **bench.yardsticks(case, shape, kind)}
+            notes = [case.note(who, shape)]
             try:
-                run = _run(calls.call(case, who), x, upstream, kind)
+                contender = case.contender(who, x)
+                run = _run(contender, upstream, kind)
                 try:
                     o = run()
                 except RuntimeError as error:
-                    if who != "fla" or not peers.refused_by_check(error):
+                    if not peers.refused_by_check(who, error):
                         raise
                     stack.enter_context(peers.check_removed())
-                    row["note"] = peers.CHECK_REMOVED
+                    notes.append(peers.CHECK_REMOVED)
                     o = run()
                 if kind == "both":
                     row["peak_bytes"] = timing.peak_bytes(run)
-                elif who == "ttr":
-                    reference = o
-                elif reference is not None:
-                    row["difference"] = relative_difference(o, reference)
+                else:
+                    if not bool(torch.isfinite(o).all()):
+                        notes.append("the output is not finite")
+                    compared = case.compared(who, o, x)
+                    if who == "ttr":
+                        reference = compared
+                    elif reference is not None and compared is not None:
+                        row["difference"] = relative_difference(compared, reference)
+                    compared = None
                 torch.cuda.synchronize()
-                ready[who], rows[who] = run, row
+                ready[who], rows[who] = run, with_notes(row, notes)
             except Exception as error:
                 yield error_row(row, error)
                 timing.check_device()
@@ -86,25 +103,24 @@ def sequence(bench: Bench, kind: str, case: Case, shape: Shape, whos: tuple[str,
     timing.check_device()
 
 
-def _run(call: calls.Call, x: Any, upstream: Tensor, kind: str) -> Callable[[], Any]:
+def _run(contender: Contender, upstream: Tensor, kind: str) -> Callable[[], Any]:
     if kind == "forward":
-        return lambda: call(x)
-    leaves = x.leaves()
-    return lambda: torch.autograd.grad(call(x), leaves, upstream)
+        return contender.call
+    return lambda: torch.autograd.grad(contender.call(), contender.leaves, upstream)
 
 
 @torch.no_grad()
-def decoding(bench: Bench, case: Case, shape: Shape, whos: tuple[str, ...]) -> Iterator[Row]:
+def decoding(bench: Bench, case: Linear, shape: Shape, whos: tuple[str, ...]) -> Iterator[Row]:
     """Microseconds a token over STEPS tokens in a row: launched one by one, and replayed from one CUDA graph."""
-    x = inputs(case, shape, requires_grad=False)
+    x = case.inputs(shape, requires_grad=False)
     assert case.declaration is not None
     W = ttr.regress(x.q, x.k, x.v, case.declaration, step=x.step, log_decay=x.log_decay, path="recurrent")[1].weights["W"]
     outputs: dict[str, Tensor] = {}
     for who in whos:
         row: Row = {"kind": "decode", "case": case.name, "shape": shape.name, "who": who}
-        row["floor_us"] = 1e3 * bench.floor_ms(shape, "decode")
+        row["floor_us"] = 1e6 * floor_bytes(shape, "decode") / bench.bandwidth
         try:
-            step, start = calls.decode(case, who, x, W)
+            step, start = decode.decode(case, who, x, W)
             outputs[who] = step(start)[0].clone()
             run = _tokens(step, start)
             run()
@@ -121,7 +137,7 @@ def decoding(bench: Bench, case: Case, shape: Shape, whos: tuple[str, ...]) -> I
         timing.check_device()
 
 
-def _tokens(step: calls.Step, start: Any) -> Callable[[], Tensor]:
+def _tokens(step: decode.Step, start: Any) -> Callable[[], Tensor]:
     """STEPS tokens, each from the state that the one before left; `start` outlives the graph that reads it."""
 
     def run() -> Tensor:

@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from experiments.bench.cases import Case
+from experiments.bench.case import Case
 from experiments.bench.shapes import Shape
 
-PEERS = ("fla", "flash_qla", "torch")
-DISTRIBUTIONS = {"fla": "fla-core", "flash_qla": "flash-qla", "torch": "torch"}
+PEERS = ("fla", "flash_qla", "torch", "titans_pytorch")
 CHECK_REMOVED = "check removed, speed only"
+
+
+def peer_of(who: str) -> str:
+    """fla of fla-fused: one peer may be called in several ways."""
+    return who.partition("-")[0]
 
 
 def problem(peer: str) -> str | None:
@@ -45,9 +49,9 @@ def declines(who: str, case: Case, shape: Shape) -> str | None:
     return None
 
 
-def refused_by_check(error: Exception) -> bool:
+def refused_by_check(who: str, error: Exception) -> bool:
     """Whether fla refused its gated backward because of this Triton on Hopper (its issue 640)."""
-    return isinstance(error, RuntimeError) and "#640" in str(error)
+    return peer_of(who) == "fla" and isinstance(error, RuntimeError) and "#640" in str(error)
 
 
 @contextmanager

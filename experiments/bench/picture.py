@@ -1,4 +1,4 @@
-"""speed.png: time and multiple of the memory floor over the length of the sequence, one column a mechanism."""
+"""One column a mechanism: speed.png, time and multiple of the memory floor over the shapes; growth.png, time a token over T."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.bench.cases import CASES
+from experiments.bench.growth import growths
 from experiments.bench.record import Row
 from experiments.bench.shapes import SHAPES
 from experiments.report import GREEN, GREY, INK, ORANGE, STYLE
 
-COLOURS = {"ttr": GREEN, "fla": ORANGE, "flash_qla": "#4a6fa5", "torch": "#9a9a9a"}
-LABELS = {"ttr": "ttr", "fla": "flash-linear-attention", "flash_qla": "FlashQLA", "torch": "causal softmax (torch)"}
+COLOURS = {
+    "ttr": GREEN, "fla": ORANGE, "fla-fused": "#b07a2a", "flash_qla": "#4a6fa5", "torch": "#9a9a9a",
+    "titans_pytorch": "#4a6fa5", "titans_pytorch-b64": "#8a5a9a",
+}  # fmt: skip
+LABELS = {
+    "ttr": "ttr", "fla": "flash-linear-attention", "fla-fused": "flash-linear-attention, fused", "flash_qla": "FlashQLA",
+    "torch": "causal softmax (torch)", "titans_pytorch": "titans-pytorch", "titans_pytorch-b64": "titans-pytorch, batch_size=64",
+}  # fmt: skip
 LINES = {"both": ("-", "o"), "forward": ("--", "")}
 
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     """Sizes that differ from 16 heads of 128 channels are in the table alone. Nothing is written where no time is there."""
-    timed = [row for row in rows if row["kind"] in LINES and "ms" in row and SHAPES[row["shape"]].plain]
-    cases = [name for name, case in CASES.items() if case.declaration is not None and any(row["case"] == name for row in timed)]
+    timed = [row for row in rows if row["kind"] in LINES and "ms" in row and "floor_ms" in row and SHAPES[row["shape"]].plain]
+    cases = [name for name, case in CASES.items() if "ttr" in case.who and any(row["case"] == name for row in timed)]
     if not cases:
         return
     names = [name for name, _ in sorted(SHAPES.items(), key=lambda item: item[1].T) if any(row["shape"] == name for row in timed)]
@@ -47,24 +54,58 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
             bottom.set_xlabel("sequences × tokens")
             bottom.axhline(1, color=INK, lw=1.2)
             for axis in (top, bottom):
-                axis.set_yscale("log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-                axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axis.yaxis.set_minor_formatter(NullFormatter())
-                axis.grid(axis="y", color=GREY, lw=0.7)
+                _scale(axis)
                 axis.set_xlim(-0.4, len(names) - 0.6)
         axes[0][0].set_ylabel("milliseconds")
         axes[1][0].set_ylabel("× floor")
-        there = [who for who in COLOURS if any(row["who"] == who for row in timed)]
-        handles = [Line2D([], [], color=COLOURS[who], lw=2.6 if who == "ttr" else 1.6, label=LABELS[who]) for who in there]
-        handles += [
-            Line2D([], [], color=INK, lw=1.6, marker="o", ms=6, label="forward and backward"),
-            Line2D([], [], color=INK, lw=1.6, ls="--", label="forward"),
-            Line2D([], [], color=INK, lw=1.2, label="floor: inputs and outputs moved once"),
-        ]
-        figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=14)
-        figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
-        plt.close(figure)
+        handles = _handles([who for who in COLOURS if any(row["who"] == who for row in timed)])
+        handles.append(Line2D([], [], color=INK, lw=1.2, label="floor: inputs and outputs moved once"))
+        _save(figure, path, handles, title)
+
+
+def draw_growth(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Nothing is written where nothing was timed at several lengths."""
+    found = growths(rows)
+    cases = [name for name in CASES if any(g.case == name for g in found)]
+    if not cases:
+        return
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(cases), figsize=(2.6 + 4.1 * len(cases), 4.2), squeeze=False)
+        for axis, case in zip(axes[0], cases, strict=True):
+            lengths = sorted({T for g in found if g.case == case for T in g.ns})
+            for g in found:
+                if g.case == case:
+                    style, marker = LINES[g.kind]
+                    look: Any = {"ls": style, "marker": marker, "ms": 6, "color": COLOURS[g.who], "lw": 2.6 if g.who == "ttr" else 1.6}
+                    axis.plot([lengths.index(T) for T in g.ns], list(g.ns.values()), **look)
+            axis.set_title(CASES[case].title)
+            axis.set_xticks(range(len(lengths)), [str(T) for T in lengths])
+            axis.set_xlabel("tokens of a sequence, as many in all")
+            _scale(axis)
+        axes[0][0].set_ylabel("nanoseconds a token")
+        _save(figure, path, _handles([who for who in COLOURS if any(g.who == who for g in found)]), title)
+
+
+def _scale(axis: Any) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.grid(axis="y", color=GREY, lw=0.7)
+
+
+def _handles(whos: Sequence[str]) -> list[Line2D]:
+    return [
+        *(Line2D([], [], color=COLOURS[who], lw=2.6 if who == "ttr" else 1.6, label=LABELS[who]) for who in whos),
+        Line2D([], [], color=INK, lw=1.6, marker="o", ms=6, label="forward and backward"),
+        Line2D([], [], color=INK, lw=1.6, ls="--", label="forward"),
+    ]
+
+
+def _save(figure: Any, path: Path, handles: Sequence[Line2D], title: str) -> None:
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=14)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    plt.close(figure)

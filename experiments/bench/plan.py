@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.bench import calls, peers
-from experiments.bench.cases import CASES, Case
-from experiments.bench.shapes import DECODE, DEFAULT, SHAPES, Shape
+from experiments.bench import decode, peers
+from experiments.bench.case import Case
+from experiments.bench.cases import CASES
+from experiments.bench.shapes import DECODE, SHAPES, Shape
 
 KINDS = ("forward", "both", "decode", "cold")
 
@@ -24,28 +25,33 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What the command line asks for. `there`: the peers that were chosen and can be imported."""
+    """What the command line asks for. shapes: None for every case's own. there: the peers that were chosen and can be imported."""
 
     cases: Sequence[str]
-    shapes: Sequence[str]
     kinds: Sequence[str]
     there: Sequence[str]
+    shapes: Sequence[str] | None = None
+    extended: bool = False
     cold_peers: bool = False
+
+    def shapes_of(self, case: Case) -> list[Shape]:
+        """A case has shapes of its own; those that were asked for."""
+        if self.shapes is None:
+            return [*case.shapes, *(case.more if self.extended else ())]
+        return [shape for shape in (*case.shapes, *case.more) if shape.name in self.shapes]
 
 
 def plan(choice: Choice) -> tuple[list[Group], list[str]]:
     """The groups in their order, and a line for every contender that is left out of a shape with its reason."""
-    shapes = [SHAPES[name] for name in choice.shapes]
     cases = [CASES[name] for name in choice.cases]
-    ours = [case for case in cases if case.declaration is not None]
-    yardsticks = [case for case in cases if case.declaration is None]
-    default = [shape for shape in shapes if shape in DEFAULT]
+    ours = [case for case in cases if "ttr" in case.who]
+    yardsticks = [case for case in cases if "ttr" not in case.who]
     left_out: dict[str, None] = {}
 
     def group(kind: str, case: Case, shape: Shape, whos: Sequence[str]) -> Iterator[Group]:
         kept = []
         for who in whos:
-            if who != "ttr" and who not in choice.there:
+            if who != "ttr" and peers.peer_of(who) not in choice.there:
                 continue
             reason = peers.declines(who, case, shape)
             if reason is None:
@@ -55,21 +61,26 @@ def plan(choice: Choice) -> tuple[list[Group], list[str]]:
         if kind in choice.kinds and kept:
             yield Group(kind=kind, case=case, shape=shape, whos=tuple(kept))
 
-    def sequences(some: Sequence[Shape], mechanisms: Sequence[Case]) -> Iterator[Group]:
-        for shape in some:
+    def sequences(mechanisms: Sequence[Case], default: bool) -> Iterator[Group]:
+        for shape in SHAPES.values():
             for case in mechanisms:
-                for kind in ("forward", "both"):
-                    yield from group(kind, case, shape, case.who)
+                if shape in choice.shapes_of(case) and (shape in case.shapes) == default:
+                    for kind in ("forward", "both"):
+                        yield from group(kind, case, shape, case.who)
 
     def all_of_them() -> Iterator[Group]:
-        yield from sequences(default, ours)
+        yield from sequences(ours, default=True)
         for case in ours:
-            for shape in DECODE:
-                yield from group("decode", case, shape, calls.decoders(case))
-        yield from sequences(default, yardsticks)
-        yield from sequences([shape for shape in shapes if shape not in DEFAULT], cases)
+            for shape in DECODE if choice.shapes_of(case) else ():
+                yield from group("decode", case, shape, decode.decoders(case))
+        yield from sequences(yardsticks, default=True)
+        yield from sequences(cases, default=False)
         for case in ours:
-            for who in case.who if choice.cold_peers else ("ttr",):
-                yield from group("cold", case, shapes[0], (who,))
+            for shape in choice.shapes_of(case)[:1]:
+                for who in case.who if choice.cold_peers else ("ttr",):
+                    yield from group("cold", case, shape, (who,))
 
+    for case in cases:
+        if not choice.shapes_of(case):
+            left_out[f"{case.name}: has {', '.join(shape.name for shape in (*case.shapes, *case.more))}"] = None
     return list(all_of_them()), list(left_out)

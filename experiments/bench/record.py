@@ -10,6 +10,12 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def with_notes(row: Row, notes: Iterable[str]) -> Row:
+    """The row and its note, where one of `notes` says something."""
+    text = "; ".join(note for note in notes if note)
+    return {**row, "note": text} if text else row
+
+
 class Record:
     """The rows of a JSON-lines file; a measurement has kind, case, shape and who, and either figures or `error`."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """q, k: [B, T, H, dk]; v: [B, T, Hv, dv]."""
+    """q, k: [B, T, H, dk]; v: [B, T, Hv, dv]. Of a whole layer, whose width is H dk, the heads."""
 
     name: str
     B: int
@@ -41,8 +41,14 @@ EXTENDED = (
     Shape(name="8x2048-d256", B=8, T=2048, dk=256, dv=256),
     Shape(name="1x16384-d256", B=1, T=16384, dk=256, dv=256),
 )
+NONLINEAR = tuple(shape for shape in EXTENDED if shape.name in ("8x2048-d64", "1x16384-d64"))  # width 1024
+NONLINEAR_MORE = (  # with these the length grows at as many tokens in all
+    Shape(name="32x512-d64", B=32, T=512, dk=64, dv=64),
+    Shape(name="2x8192-d64", B=2, T=8192, dk=64, dv=64),
+)
+LACT = (Shape(name="1x16384-h4-d256", B=1, T=16384, H=4, Hv=4, dk=256, dv=256),)  # width 1024
 DECODE = tuple(Shape(name=f"B{B}", B=B, T=1, H=32, Hv=32) for B in (1, 8, 64))
-SHAPES = {shape.name: shape for shape in (*DEFAULT, *EXTENDED)}
+SHAPES = {shape.name: shape for shape in (*DEFAULT, *EXTENDED, *NONLINEAR_MORE, *LACT)}
 
 
 def floor_bytes(shape: Shape, kind: str) -> int:

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.bench.cases import CASES
+from experiments.bench.cases import CASES, WHOS
+from experiments.bench.growth import growths
+from experiments.bench.layers import Layer
 from experiments.bench.record import Row
 from experiments.bench.shapes import DECODE, SHAPES
 
 MIB = 2**20
-ORDER = {name: i for i, name in enumerate(("ttr", "fla", "flash_qla", "torch", *CASES, *SHAPES, *(s.name for s in DECODE)))}
+ORDER = {name: i for i, name in enumerate((*WHOS, *CASES, *SHAPES, *(s.name for s in DECODE)))}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table of strings; the first `names` columns are text, the others figures."""
+    """A table of strings; the first `names` columns are text, who the last of them, the others figures and at the end a note."""
 
     title: str
     columns: tuple[str, ...]
@@ -28,7 +30,10 @@ class Sheet:
 
 def sheets(rows: Sequence[Row]) -> list[Sheet]:
     """One table a kind of measurement, those without a line left out."""
-    return [sheet for sheet in (_sequences(rows), _decoding(rows), _cold(rows)) if sheet.lines]
+    layers = [row for row in rows if isinstance(CASES.get(row.get("case", "")), Layer)]
+    others = [row for row in rows if row not in layers]
+    made = (_sequences(others), _layers(layers), _growth(rows), _decoding(rows), _cold(rows))
+    return [sheet for sheet in made if sheet.lines]
 
 
 def _by_key(rows: Sequence[Row], *kinds: str) -> dict[tuple[str, str, str], dict[str, Row]]:
@@ -65,7 +70,8 @@ def _sequences(rows: Sequence[Row]) -> Sheet:
         for kind in ("forward", "both"):
             row = kinds.get(kind, {})
             ms = row.get("ms")
-            cells += [_number(ms), "" if ms is None else f"{ms / row['floor_ms']:.1f}", _ratio(found, at, kind, "ms")]
+            floor = row.get("floor_ms")
+            cells += [_number(ms), "" if ms is None or floor is None else f"{ms / floor:.1f}", _ratio(found, at, kind, "ms")]
         peak = kinds.get("both", {}).get("peak_bytes")
         cells += ["" if peak is None else f"{peak / MIB:.0f}", _ratio(found, at, "both", "peak_bytes")]
         difference = kinds.get("forward", {}).get("difference")
@@ -75,6 +81,39 @@ def _sequences(rows: Sequence[Row]) -> Sheet:
         "differs from ours", "note",
     )  # fmt: skip
     return Sheet(title="Sequences", columns=columns, lines=lines)
+
+
+def _layers(rows: Sequence[Row]) -> Sheet:
+    found = _by_key(rows, "forward", "both")
+    lines = []
+    for at, kinds in found.items():
+        cells = list(at)
+        for kind in ("forward", "both"):
+            row = kinds.get(kind, {})
+            cells += [_number(row.get("ms")), _ratio(found, at, kind, "ms")]
+            counted = "ms" in row and "flops" in row
+            cells += [f"{1e-9 * row['flops'] / row['ms']:.0f}", f"{row['matmul_ms'] / row['ms']:.2f}"] if counted else ["", ""]
+        peak = kinds.get("both", {}).get("peak_bytes")
+        cells += ["" if peak is None else f"{peak / MIB:.0f}", _ratio(found, at, "both", "peak_bytes")]
+        lines.append((*cells, _notes(kinds)))
+    columns = (
+        "layer", "shape", "who", "fwd ms", "ours / it", "TFLOP/s", "of matmul", "fwd+bwd ms", "ours / it", "TFLOP/s", "of matmul",
+        "peak MiB", "ours / it", "note",
+    )  # fmt: skip
+    return Sheet(title="Layers", columns=columns, lines=lines)
+
+
+def _growth(rows: Sequence[Row]) -> Sheet:
+    found = sorted(growths([row for row in rows if "shape" in row]), key=lambda g: (ORDER[g.case], g.kind != "forward", ORDER[g.who]))
+    lengths = sorted({T for g in found for T in g.ns})
+    lines = []
+    for g in found:
+        name = "fwd" if g.kind == "forward" else "fwd+bwd"
+        times = [_number(g.ns.get(T), 1) for T in lengths]
+        peaks = "peak KiB a token: " + ", ".join(f"{g.peak[T] / 2**10:.1f}" for T in sorted(g.peak)) if g.peak else ""
+        lines.append((g.case, name, str(g.tokens), g.who, *times, f"{g.ratio:.2f}", peaks))
+    columns = "mechanism", "pass", "tokens", "who", *(f"T {T}" for T in lengths), "longest / shortest", "note"
+    return Sheet(title="Growth with T at as many tokens in all, ns a token", columns=columns, lines=lines, names=4)
 
 
 def _decoding(rows: Sequence[Row]) -> Sheet:

@@ -1,4 +1,4 @@
-"""The kernel benchmark around its timings: bytes, plan, record, table and picture; nothing here is timed."""
+"""The benchmark around its timings: bytes, plan, record, table and picture; nothing here is timed."""
 
 import json
 
@@ -8,7 +8,9 @@ from rich.console import Console
 import ttr
 from experiments.bench import __main__ as command
 from experiments.bench import measure, output, peers, tables, timing
-from experiments.bench.cases import CASES, inputs
+from experiments.bench.case import Contender
+from experiments.bench.cases import CASES
+from experiments.bench.linear import Linear
 from experiments.bench.plan import KINDS, Choice, plan
 from experiments.bench.record import Record
 from experiments.bench.shapes import DECODE, DEFAULT, SHAPES, Shape, floor_bytes
@@ -17,7 +19,8 @@ RUN = {
     "kind": "run", "command": "python -m experiments.bench", "date": "2026-11-22", "gpu": "a GPU", "bandwidth_tb_s": 4.3,
     "versions": {"torch": "2.11.0", "tilelang": None}, "left_out": ["flash_qla: cannot be imported (no nvcc)"],
 }  # fmt: skip
-BENCH = measure.Bench(bandwidth=4e12, effort=timing.QUICK)
+LINEAR = {name: case for name, case in CASES.items() if isinstance(case, Linear)}
+BENCH = measure.Bench(bandwidth=4e12, matmul=7e14, effort=timing.QUICK)
 
 
 def row(kind, case="gated_delta", shape="8x2048", who="ttr", **figures):
@@ -64,10 +67,10 @@ def test_the_floor_of_grouped_heads_and_unequal_sizes():
         floor_bytes(shape, "cold")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LINEAR)
 def test_inputs_are_what_the_case_says(name):
-    case = CASES[name]
-    x = inputs(case, Shape(name="", B=2, T=3, H=2, Hv=4, dk=8, dv=16), requires_grad=True, device="cpu")
+    case = LINEAR[name]
+    x = case.inputs(Shape(name="", B=2, T=3, H=2, Hv=4, dk=8, dv=16), requires_grad=True, device="cpu")
     assert (x.step is not None, x.log_decay is not None) == (case.step, case.log_decay)
     assert all(leaf.requires_grad and leaf.is_leaf for leaf in x.leaves())
     assert list(x.v.shape) == [2, 3, 4, 16] and list(x.token().q.shape) == [2, 2, 8]
@@ -78,13 +81,13 @@ def test_inputs_are_what_the_case_says(name):
 
 
 def test_our_queries_are_scaled_as_the_peers_scale_theirs():
-    for case in CASES.values():
+    for case in LINEAR.values():
         if case.declaration is not None:
             assert ttr.spec(case.declaration).scale(64) == 64**-0.5
 
 
 def test_the_plan_has_the_default_shapes_first_and_says_what_is_left_out():
-    choice = Choice(cases=list(CASES), shapes=list(SHAPES), kinds=KINDS, there=peers.PEERS)
+    choice = Choice(cases=list(LINEAR), shapes=list(SHAPES), kinds=KINDS, there=peers.PEERS)
     groups, left_out = plan(choice)
     default = [shape.name for shape in DEFAULT]
     assert [group.shape.name for group in groups[:6]] == [default[0]] * 6
@@ -194,8 +197,8 @@ def test_a_peer_that_is_not_there_says_why():
 
 
 def test_one_call_that_raises_while_timed_leaves_the_others(monkeypatch):
-    def call(case, who):
-        return lambda x: (_ for _ in ()).throw(ValueError("never warm")) if who == "flash_qla" else x.v
+    def contender(case, who, x):
+        return Contender(call=lambda: (_ for _ in ()).throw(ValueError("never warm")) if who == "flash_qla" else x.v, leaves=[])
 
     def median_ms(run, effort):
         if run is slow[0]:
@@ -203,9 +206,9 @@ def test_one_call_that_raises_while_timed_leaves_the_others(monkeypatch):
         return 2.0
 
     slow = []
-    original = measure._run
-    monkeypatch.setattr(measure.calls, "call", call)
-    monkeypatch.setattr(measure, "inputs", lambda case, shape, requires_grad: inputs(case, tiny, requires_grad=False, device="cpu"))
+    original, inputs = measure._run, Linear.inputs
+    monkeypatch.setattr(Linear, "contender", contender)
+    monkeypatch.setattr(Linear, "inputs", lambda case, shape, requires_grad: inputs(case, tiny, requires_grad=False, device="cpu"))
     monkeypatch.setattr(measure, "_run", lambda *a: slow.append(original(*a)) or slow[-1])
     monkeypatch.setattr(timing, "median_ms", median_ms)
     monkeypatch.setattr(timing, "check_device", lambda: None)
