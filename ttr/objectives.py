@@ -85,35 +85,90 @@ class L2(Objective):
 @objective("huber")
 @dataclass(frozen=True, kw_only=True)
 class Huber(Objective):
-    """sum_c h(e_c), e = f(k) - v, h(e) = e^2/2 if |e| <= threshold else threshold (|e| - threshold/2).
+    """h of the error e = f(k) - v, squared up to the threshold and linear beyond: of its channels, its length, or a mixture.
 
-    The robust loss of YAAD in MIRAS (2504.13173), taken channel by channel.
+    channel: sum_c h(e_c), h(x) = x^2/2 if |x| <= threshold else threshold (|x| - threshold/2)
+    length:  h(||e||)
+    mixture: ||e||^2/2 if ||e|| <= threshold else threshold (||e||_1 - threshold/2)
+
+    On one channel the three are one; `mixture` jumps at the threshold on several. Source: MIRAS (2504.13173), the three
+    forms of its robust loss, as secondary transcripts have them; YAAD is said to use the mixture.
     """
 
     threshold: Signal = signal(1.0)
+    over: Literal["channel", "length", "mixture"] = "channel"
 
     def check(self, spec):
         super().check(spec)
         if self.threshold.value is not None and not self.threshold.value > 0:
             raise SpecError(f"objective.threshold={self.threshold.value}: expected > 0")
+        if self.over != "channel" and self.threshold.per == "value":
+            raise SpecError(f"objective.threshold.per='value': over={self.over!r} compares the length of the whole error; use per head")
 
     def loss(self, prediction, target, s):
-        error = (prediction - target).abs()
-        inside = error.clamp(max=s.threshold)
-        return (inside * (error - 0.5 * inside)).sum()  # right for an infinite threshold too
+        error = prediction - target
+        if self.over == "channel":
+            return _huber(error.abs(), s.threshold).sum()
+        squares = error.square().sum()
+        within = squares <= s.threshold.square()
+        # what is not taken has a gradient too: of sqrt(0) and of an infinite threshold it would be NaN
+        far = torch.where(within, torch.ones_like(squares), squares)
+        if self.over == "length":
+            return torch.where(within, 0.5 * squares, _huber(far.sqrt(), s.threshold)).sum()
+        threshold = torch.where(within, torch.ones_like(s.threshold), s.threshold)
+        return torch.where(within, 0.5 * squares, threshold * (error.abs().sum() - 0.5 * threshold)).sum()
+
+
+def _huber(size: Tensor, threshold: Tensor) -> Tensor:
+    """h of sizes >= 0; right for an infinite threshold too."""
+    inside = size.clamp(max=threshold)
+    return inside * (size - 0.5 * inside)
 
 
 @objective("lp")
 @dataclass(frozen=True, kw_only=True)
 class Lp(Objective):
-    """1/p sum_c |f(k)_c - v_c|^p, p > 1; the attentional bias of MONETA in MIRAS (2504.13173) at p = 3."""
+    """1/p sum_c |f(k)_c - v_c|^p, p > 1; the attentional bias of MONETA in MIRAS (2504.13173) at p = 3.
+
+    smooth: |x| is sqrt(x^2 + smooth). sign_scale: the gradient is tanh(sign_scale x) |x|^(p-1) instead of the loss's own,
+    sign(x) |x|^(p-1), as MIRAS is said to smooth it (secondary transcripts: 1e-6 and about 10).
+    """
 
     p: float = 3.0
+    smooth: float = 0.0
+    sign_scale: float | None = None
 
     def __post_init__(self):
         if not 1 < self.p < math.inf:
             raise SpecError(f"objective.p={self.p}: expected 1 < p < inf (the gradient must exist, at zero error too)")
+        if self.smooth < 0:
+            raise SpecError(f"objective.smooth={self.smooth}: expected >= 0")
+        if self.sign_scale is not None and not self.sign_scale > 0:
+            raise SpecError(f"objective.sign_scale={self.sign_scale}: expected > 0, or null for the sign itself")
 
     def loss(self, prediction, target, s):
         error = prediction - target
-        return (error.abs().pow(self.p) / self.p).sum()
+        size = (error.square() + self.smooth).sqrt() if self.smooth else error.abs()
+        loss = size.pow(self.p) / self.p
+        if self.sign_scale is not None:
+            loss = WithSlope.apply(error, loss, torch.tanh(self.sign_scale * error) * size.pow(self.p - 1))
+        return loss.sum()
+
+
+class WithSlope(torch.autograd.Function):
+    """The value of `loss` whose derivative in x is `slope`, elementwise; the slope is differentiated further as it is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, loss: Tensor, slope: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        (slope,) = ctx.saved_tensors
+        return gradients[0] * slope, None, None
