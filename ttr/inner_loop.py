@@ -4,11 +4,11 @@
     for j in micro-steps:
         z~ = gate(z) if j == 0 else z                      # decays what the optimizer says, normally z[0]
         s  = signals of (t, j), step <- step_rule(step, k)
-        p  = point(z~ if order == first else z, s)         # the mini-batch's start instead, if mini_batch > 1
+        p  = mirror(point(z~ if order == first else z, s)) # the mini-batch's start instead, if mini_batch > 1
         g  = torch.func.grad(objective)(p; k, v)           # never written by hand here
         z  = update(z~, g, s)                              # or once per mini-batch on the sum of weight * g
         z[0] = project(z[0], what it was), if the gate projects
-    o_t = predict(read(z, s), q_t), if read: after
+    o_t = predict(mirror(read(z, s)), q_t), if read: after
 
 One head at a time, batch and heads by torch.func.vmap. Nobody optimises this file. The least-squares and kernel
 regressors take no gradient; their definitions are in least_squares.py and kernels/torch/attention.py.
@@ -137,13 +137,13 @@ class InnerLoop:
                 if optimizer.accumulate:
                     open_ = reopened(open_)
             if spec.read.at == "before":
-                outputs.append(self._predict(self._read(z, self._signals(tokens, t, 0)), tokens["q"][t]))
+                outputs.append(self._predict(self.mirrored(self._read(z, self._signals(tokens, t, 0))), tokens["q"][t]))
             keep = torch.exp(tokens["log_decay"][t]) if "log_decay" in tokens else None
             for j in range(spec.steps):
                 s = self._signals(tokens, t, j)
                 decayed = self._gate(z, keep) if j == 0 else z
                 source = start if spec.mini_batch != 1 else decayed if spec.gate.order == "first" else z
-                p = {name: optimizer.point(slots, self.own(s, name)) for name, slots in source.items()}
+                p = self.mirrored({name: optimizer.point(slots, self.own(s, name)) for name, slots in source.items()})
                 g = self._gradient(p, tokens, t, j, s)
                 if optimizer.accumulate:
                     open_ = self._gather(open_, g, s, keep if j == 0 else None)
@@ -158,7 +158,7 @@ class InnerLoop:
             if optimizer.position != "none":
                 read = {name: start[name][0] + self.factors(position - 1, 1, w) * (w - start[name][0]) for name, w in read.items()}
             if spec.read.at == "after":
-                outputs.append(self._predict(read, tokens["q"][t]))
+                outputs.append(self._predict(self.mirrored(read), tokens["q"][t]))
             if position == spec.mini_batch:
                 position = 0
                 if optimizer.accumulate:
@@ -189,6 +189,10 @@ class InnerLoop:
         if not gate.projects:
             return z
         return {name: (gate.project(w, before[name][0]), *slots) for name, (w, *slots) in z.items()}
+
+    def mirrored(self, w: Weights) -> Weights:
+        """The weights that predict, of those that are stored."""
+        return {name: self.optimizer.mirror(x) for name, x in w.items()}
 
     def _shape(self, s: Tensor) -> Tensor:
         """[d1, d2] broadcasts against the matrix of a linear regressor; elsewhere a number is a number."""

@@ -12,8 +12,8 @@ D, B, T = 64, 2, 21
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 PRESETS = [
     "deltanet", "deltaproduct", "gated_deltanet", "gated_deltaproduct", "gla", "kda", "lact", "lightning", "linear_attention",
-    "linear_attention_unnormalised", "longhorn", "mamba2", "mesa", "mesanet", "mlstm", "momentum_deltanet", "retnet",
-    "rwkv7", "softmax", "softmax_window", "titans", "ttt_linear", "ttt_mlp",
+    "linear_attention_unnormalised", "longhorn", "mamba2", "memora", "mesa", "mesanet", "mlstm", "momentum_deltanet",
+    "moneta", "retnet", "rwkv7", "softmax", "softmax_window", "titans", "ttt_linear", "ttt_mlp", "yaad",
 ]  # fmt: skip
 every_preset = pytest.mark.parametrize("name", PRESETS)
 

@@ -18,6 +18,7 @@ from .delta import (
 from .fast_weights import lact
 from .hebbian import gla, lightning, linear_attention, linear_attention_unnormalised, mamba2, mlstm, retnet
 from .least_squares import mesa, mesanet, rls
+from .miras import memora, moneta, yaad
 from .nonlinear import titans, ttt_linear, ttt_mlp
 from .softmax import softmax, softmax_window
 
@@ -35,10 +36,12 @@ __all__ = [
     "linear_attention_unnormalised",
     "longhorn",
     "mamba2",
+    "memora",
     "mesa",
     "mesanet",
     "mlstm",
     "momentum_deltanet",
+    "moneta",
     "retnet",
     "rls",
     "rwkv7",
@@ -47,4 +50,5 @@ __all__ = [
     "titans",
     "ttt_linear",
     "ttt_mlp",
+    "yaad",
 ]

@@ -137,7 +137,7 @@ def coefficients(spec: Spec) -> Coefficients | None:
 
 def written_out(spec: Spec) -> bool:
     """True when the gradient has the closed form w (x) (z^T x - v)."""
-    return spec.regressor.linear and spec.objective.quadratic and spec.mini_batch == 1
+    return spec.regressor.linear and spec.objective.quadratic and spec.mini_batch == 1 and spec.optimizer.mirror.identity
 
 
 def _signal_symbols(spec: Spec, subscript: str) -> tuple[dict[str, Symbol], dict[str, str]]:
