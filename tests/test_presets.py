@@ -221,13 +221,26 @@ def on_the_simplex(state: State) -> State:
     return {name: A.softmax(-2) for name, A in state.items()}
 
 
-def miras_cases(name: str, *given, **more) -> dict[str, Case]:
+def batched_cases(name: str, *given, **more) -> dict[str, Case]:
     online = {"optimizer.mini_batch": 1}
     return {
         name: Case(name, *given, ("definition", "dual"), **more),
         f"{name} in fours": Case(name, *given, ("definition", "dual"), {"optimizer.mini_batch": 4}, **more),
         f"{name} online": Case(name, *given, ("definition",), online, **more),
     }
+
+
+def omega_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    signals = {"step": 0.1 * draw.rate(T), "log_decay": draw.log_decay(T), "window_weight": draw.rate(T, spec.objective.window)}
+    return {**draw.qkv(T), **signals, "params": draw.params(spec, DK, DV)}
+
+
+def omeganet(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    """The declaration's loss is a mean over channels."""
+    assert spec.objective.reduce == "mean"
+    weights = [x["params"]["W1"], x["params"]["W2"]]
+    signals = {"step": x["step"] / DV, "log_decay": x["log_decay"], "gamma": x["window_weight"]}
+    return tr.omeganet(x["q"], x["k"], x["v"], **signals, weights=weights, mini_batch=spec.optimizer.mini_batch)
 
 
 def plain(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
@@ -287,9 +300,10 @@ CASES = {
     "lact": Case("lact", lact_inputs, lact, ("definition", "dual")),
     # the norms as the paper has them, of the start; with the preset's eps they move by 1e-10 a step
     "lact in fours": Case("lact", lact_inputs, lact, ("definition", "dual"), {"optimizer.mini_batch": 4, "gate.eps": 1e-7}),
-    **miras_cases("yaad", miras_inputs("threshold"), miras(tr.yaad)),
-    **miras_cases("moneta", miras_inputs(), miras(tr.moneta, factor=1 / 3)),
-    **miras_cases("memora", miras_inputs(), miras(tr.memora, initial=lambda A: A.softmax(-2)), seen=on_the_simplex),
+    **batched_cases("yaad", miras_inputs("threshold"), miras(tr.yaad)),
+    **batched_cases("moneta", miras_inputs(), miras(tr.moneta, factor=1 / 3)),
+    **batched_cases("omeganet", omega_inputs, omeganet),
+    **batched_cases("memora", miras_inputs(), miras(tr.memora, initial=lambda A: A.softmax(-2)), seen=on_the_simplex),
     "softmax": Case("softmax", plain, lambda spec, x: (tr.softmax(**x)[0], {}), ("definition", "sdpa")),
     "softmax_window": Case(
         "softmax_window",

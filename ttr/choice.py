@@ -137,6 +137,8 @@ def why_nonlinear(spec) -> str:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
     if spec.gate.projects:
         return f"gate {spec.gate.kind!r} maps the weights after every update"
+    if spec.window > 1:
+        return f"objective.window={spec.window} takes the gradient of several pairs at once"
     if not spec.optimizer.mirror.identity:
         return f"mirror {spec.optimizer.mirror.kind!r} maps the weights before they predict"
     return f"mini_batch={spec.mini_batch!r} takes gradients at frozen weights, and {why_not_dual(spec)}"
@@ -162,6 +164,10 @@ def why_not_dual(spec) -> str | None:
     if spec.separate_write_key:
         return "the dual form needs write_key=same"
     looks, reads = looks_at_weights(spec.optimizer)
+    if spec.window > 1 and not looks:
+        return (
+            f"optimizer {spec.optimizer.kind!r} takes gradients elsewhere than at the weights: the window's pairs would each have several"
+        )
     if not spec.optimizer.mirror.identity and not (looks and (reads or not spec.optimizer.accumulate)):
         where = "reads elsewhere than at the weights" if looks else "takes gradients elsewhere than at the weights"
         return f"optimizer {spec.optimizer.kind!r} {where}: mirror {spec.optimizer.mirror.kind!r} would map another point at every token"

@@ -59,6 +59,7 @@ def is_linear(spec) -> bool:
         and spec.mini_batch == 1
         and not spec.gate.projects
         and spec.optimizer.mirror.identity
+        and spec.window == 1
     )
 
 

@@ -27,15 +27,15 @@ class Objective(Piece):
         raise NotImplementedError(f"objective {self.kind!r} must define loss(prediction, target, s)")
 
     def check(self, spec):
-        for name, s in self.signals().items():
+        own = {name: s for name, s in self.signals().items() if name != "window_weight"}  # which weighs losses, and is in none
+        for name, s in own.items():
             if s.per not in ("head", "value"):
                 raise SpecError(
                     f"objective.{name}.per={s.per!r}: a loss sees predictions, which have no {s.per} axis; choose from ['head', 'value']"
                 )
-        if self.quadratic and self.signals():
+        if self.quadratic and own:
             raise SpecError(
-                f"objective {self.kind!r} says quadratic=True, but has the signals {sorted(self.signals())}: "
-                "its slopes are probed once for all tokens"
+                f"objective {self.kind!r} says quadratic=True, but has the signals {sorted(own)}: its slopes are probed once for all tokens"
             )
         if self.quadratic:
             slopes(self, 3)
@@ -72,10 +72,49 @@ class Dot(Objective):
 @objective("l2")
 @dataclass(frozen=True, kw_only=True)
 class L2(Objective):
-    """1/2 ||f(k) - v||^2, summed or averaged over value channels; one sgd step on it is the delta rule."""
+    """1/2 ||f(k) - v||^2, summed or averaged over value channels; one sgd step on it is the delta rule.
+
+    window: c > 1 makes a token's loss sum_(l < c) window_weight_l l(k_(t-l), v_(t-l)), of its own pair and the c - 1 before
+    it, all predicted by the weights of now; a signal per window has one number for each, the token's own first. The last
+    c - 1 pairs are part of the state. Source: the Omega rule of Atlas (2505.23735), from secondary transcripts.
+    """
 
     quadratic: ClassVar[bool] = True
     reduce: Literal["sum", "mean"] = "sum"
+    window: int = 1
+    window_weight: Signal = signal(1.0)
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise SpecError(f"objective.window={self.window}: expected at least 1, the token's own pair")
+        if self.window == 1 and self.window_weight != Signal(value=1.0):
+            raise SpecError("objective.window_weight weighs the pairs of a window: it needs objective.window > 1")
+
+    def signals(self):
+        return {"window_weight": self.window_weight} if self.window > 1 else {}
+
+    def check(self, spec):
+        super().check(spec)
+        if self.window == 1:
+            return
+        if not (self.window_weight.constant or self.window_weight.per == "window"):
+            raise SpecError(
+                f"objective.window_weight.per={self.window_weight.per!r}: it has a number for each pair of the window; use per window"
+            )
+        if spec.regressor.family != "trained":
+            raise SpecError(
+                f"objective.window={self.window} sums gradients, and regressor={spec.regressor.kind!r} takes none; it has every pair"
+            )
+        optimizer = spec.optimizer
+        said = {
+            "optimizer.steps": (spec.steps, 1), "optimizer.write_key": (optimizer.write_key, "same"),
+            "optimizer.step_rule": (optimizer.step_rule.kind, "plain"), "read.normalizer": (spec.read.normalizer, "none"),
+        }  # fmt: skip
+        for key, (got, expected) in said.items():
+            if got != expected:
+                raise SpecError(
+                    f"objective.window={self.window} makes one gradient of several pairs: it needs {key}={expected!r}, got {got!r}"
+                )
 
     def loss(self, prediction, target, s):
         squared = 0.5 * (prediction - target).square()

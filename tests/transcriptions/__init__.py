@@ -20,6 +20,7 @@ from .hebbian import gla, lightning, linear_attention, linear_attention_unnormal
 from .least_squares import mesa, mesanet, rls
 from .miras import memora, moneta, yaad
 from .nonlinear import titans, ttt_linear, ttt_mlp
+from .omega import omeganet
 from .softmax import softmax, softmax_window
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "mlstm",
     "momentum_deltanet",
     "moneta",
+    "omeganet",
     "retnet",
     "rls",
     "rwkv7",

@@ -18,7 +18,7 @@ from ..objectives import slopes
 from ..spec import Spec
 from .symbols import NotSymbolic, Symbol, Values
 
-GREEK = {"step": "β", "momentum": "η", "weight": "γ", "threshold": "δ", "log_decay": "α"}
+GREEK = {"step": "β", "momentum": "η", "weight": "γ", "threshold": "δ", "window_weight": "ω", "log_decay": "α"}
 DIGITS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 Row = tuple[Symbol, ...]
 

@@ -165,6 +165,11 @@ class _Writer:
             point = f"W{at}"
         batch = "sequence" if spec.mini_batch == "sequence" else f"mini-batch of {spec.mini_batch} tokens"
         note = f"      (⋆: as the {batch} began)" if frozen else ""
+        if spec.window > 1:
+            weight = spec.objective.window_weight
+            omega = f"{Symbol.lift(weight.value)} " if weight.constant else f"{signal_symbol('window_weight', 'ₜᵢ')} "
+            each = f"Σᵢ {'' if omega == '1 ' else omega}∂ℓ(f(kᵢ; W), vᵢ)/∂W"
+            return f"gₜ = {each} at W = {self._mirrored(point)},  t - {spec.window} < i ≤ t{note}"
         return f"g{self.now} = ∂ℓ(f(k{self.now}; W), v{self.now})/∂W at W = {self._mirrored(point)}{note}"
 
     def slots(self, found: Probe) -> list[str]:

@@ -31,6 +31,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "mlstm": ("beck2024xlstm", "beck2025xlstm7b"),
     "momentum_deltanet": ("behrouz2025titans",),
     "moneta": ("behrouz2025miras",),
+    "omeganet": ("behrouz2025atlas",),
     "retnet": ("sun2023retnet",),
     "rwkv7": ("peng2025rwkv7",),
     "softmax": ("vaswani2017attention", "su2021roformer"),
@@ -47,6 +48,7 @@ PIECES: dict[str, tuple[str, ...]] = {
     "regressor.mlp": ("sun2024ttt",),
     "objective.huber": ("behrouz2025miras",),
     "objective.lp": ("behrouz2025miras",),
+    "objective.window": ("behrouz2025atlas",),
     "optimizer.adam": ("kingma2014adam",),
     "optimizer.delta": ("schlag2021fast",),
     "optimizer.momentum": ("behrouz2025titans",),
@@ -82,6 +84,7 @@ def _features(spec: Spec) -> list[str]:
     features.append(f"optimizer.step_rule.{getattr(getattr(optimizer, 'step_rule', None), 'kind', None)}")
     features.append(f"optimizer.write_key.{getattr(optimizer, 'write_key', None)}")
     features += ["optimizer.steps"] if spec.steps > 1 else []
+    features += ["objective.window"] if spec.window > 1 else []
     features += ["optimizer.mirror"] if isinstance(optimizer, Optimizer) and not optimizer.mirror.identity else []
     features += ["optimizer.position"] if getattr(optimizer, "position", "none") != "none" else []
     return features

@@ -118,6 +118,8 @@ class Optimizer(Piece):
         for name, s in self.signals().items():
             if s.value is not None and not math.isfinite(s.value):
                 raise SpecError(f"optimizer.{name}={s.value}: expected a finite number")
+            if s.per == "window":
+                raise SpecError(f"optimizer.{name}.per='window': a step has no pairs to choose from; that is objective.window_weight")
             if s.per in ("key", "value") and not linear:
                 raise SpecError(
                     f"optimizer.{name}.per={s.per!r} needs regressor linear: {spec.regressor.kind!r} has no single {s.per} axis"

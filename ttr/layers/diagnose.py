@@ -153,6 +153,7 @@ class _Probe:
         values = {
             name: self.given.signals.get(name, torch.tensor(s.value or 0.0)).expand(prediction.shape[:-1])
             for name, s in objective.signals().items()
+            if s.per != "window"  # which weighs losses, and is in none
         }
 
         def loss(p: Tensor, v: Tensor, s: dict[str, Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ PRESETS = {
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": "regressor 'mlp' is not linear in its weights", "ttt_linear": "regressor 'mlp' is not linear", "ttt_mlp": "regressor 'mlp' is not linear",
     "lact": "regressor 'mlp' is not linear", "yaad": "regressor 'mlp' is not linear", "moneta": "regressor 'mlp' is not linear",
-    "memora": "regressor 'mlp' is not linear",
+    "omeganet": "regressor 'mlp' is not linear", "memora": "regressor 'mlp' is not linear",
 }  # fmt: skip
 DELTA = ttr.spec({"optimizer": "delta"})
 
