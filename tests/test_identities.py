@@ -220,6 +220,8 @@ def test_r29_reading_before_the_update_is_strict_past_attention(draw, path):
 QUADRATIC = {
     "huber of no threshold": {"objective": {"kind": "huber", "threshold": math.inf}},
     "huber of a signal": {"objective": {"kind": "huber", "threshold": "softplus"}},
+    "huber of the length": {"objective": {"kind": "huber", "threshold": math.inf, "over": "length"}},
+    "huber of a mixture": {"objective": {"kind": "huber", "threshold": math.inf, "over": "mixture"}},
     "lp of 2": {"objective": {"kind": "lp", "p": 2.0}},
 }
 SGD = {"optimizer": {"kind": "sgd", "step": "sigmoid"}}

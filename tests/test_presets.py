@@ -53,7 +53,8 @@ class Draw:
 class Case:
     """What to hand to `ttr.regress`, and what the paper makes of it: its output and state, named as in `ttr.State`.
 
-    `paths` must serve the declaration; others that `testing.targets` finds are held to the same.
+    `paths` must serve the declaration; others that `testing.targets` finds are held to the same. `seen` makes of our state
+    what the paper has.
     """
 
     preset: str
@@ -61,6 +62,7 @@ class Case:
     expect: Callable[[ttr.Spec, Inputs], tuple[Tensor, State]]
     paths: tuple[str, ...] = LINEAR
     overrides: dict[str, Any] = field(default_factory=dict)
+    seen: Callable[[State], State] = lambda state: state
 
     @property
     def spec(self) -> ttr.Spec:
@@ -191,6 +193,56 @@ def lact(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
     return output, weights | {f"momentum.W{i + 1}": -state[f"momentum_W_{i}"].mT for i in range(3)}
 
 
+def miras_inputs(*signals: str) -> Callable[[Draw, ttr.Spec, int], Inputs]:
+    """Decays near 1, as for Titans; rates at which the weights stay near their size."""
+
+    def inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+        rates = {"step": 0.02 * draw.rate(T), "log_decay": F.logsigmoid(draw(B, T, H) + 5)}
+        return {**draw.qkv(T, DV, DV), **rates, **{name: 3 * draw.rate(T) for name in signals}, "params": draw.params(spec, DV, DV)}
+
+    return inputs
+
+
+def miras(transcription: Callable[..., tuple[Tensor, State]], initial: Callable[[Tensor], Tensor] = lambda A: A, factor: float = 1):
+    """initial: the paper's weights of ours; factor: the paper's step over ours."""
+
+    def expect(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+        params = dict(x["params"])
+        norm = {name: params.pop(name) for name in ("norm_weight", "norm_bias")}
+        signals = {name: value for name, value in x.items() if name not in ("q", "k", "v", "params", "step")}
+        weights = [initial(params[f"W{depth + 1}"]) for depth in range(len(params))]
+        settings = {**norm, "weights": weights, "mini_batch": spec.optimizer.mini_batch}
+        return transcription(x["q"], x["k"], x["v"], step=factor * x["step"], **signals, **settings)
+
+    return expect
+
+
+def on_the_simplex(state: State) -> State:
+    return {name: A.softmax(-2) for name, A in state.items()}
+
+
+def batched_cases(name: str, *given, **more) -> dict[str, Case]:
+    online = {"optimizer.mini_batch": 1}
+    return {
+        name: Case(name, *given, ("definition", "dual"), **more),
+        f"{name} in fours": Case(name, *given, ("definition", "dual"), {"optimizer.mini_batch": 4}, **more),
+        f"{name} online": Case(name, *given, ("definition",), online, **more),
+    }
+
+
+def omega_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    signals = {"step": 0.1 * draw.rate(T), "log_decay": draw.log_decay(T), "window_weight": draw.rate(T, spec.objective.window)}
+    return {**draw.qkv(T), **signals, "params": draw.params(spec, DK, DV)}
+
+
+def omeganet(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    """The declaration's loss is a mean over channels."""
+    assert spec.objective.reduce == "mean"
+    weights = [x["params"]["W1"], x["params"]["W2"]]
+    signals = {"step": x["step"] / DV, "log_decay": x["log_decay"], "gamma": x["window_weight"]}
+    return tr.omeganet(x["q"], x["k"], x["v"], **signals, weights=weights, mini_batch=spec.optimizer.mini_batch)
+
+
 def plain(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
     return draw.qkv(T)
 
@@ -248,6 +300,10 @@ CASES = {
     "lact": Case("lact", lact_inputs, lact, ("definition", "dual")),
     # the norms as the paper has them, of the start; with the preset's eps they move by 1e-10 a step
     "lact in fours": Case("lact", lact_inputs, lact, ("definition", "dual"), {"optimizer.mini_batch": 4, "gate.eps": 1e-7}),
+    **batched_cases("yaad", miras_inputs("threshold"), miras(tr.yaad)),
+    **batched_cases("moneta", miras_inputs(), miras(tr.moneta, factor=1 / 3)),
+    **batched_cases("omeganet", omega_inputs, omeganet),
+    **batched_cases("memora", miras_inputs(), miras(tr.memora, initial=lambda A: A.softmax(-2)), seen=on_the_simplex),
     "softmax": Case("softmax", plain, lambda spec, x: (tr.softmax(**x)[0], {}), ("definition", "sdpa")),
     "softmax_window": Case(
         "softmax_window",
@@ -294,7 +350,7 @@ def test_preset_is_the_published_recurrence(name, path, T):
     same(output, expected_output, "output")
     if committed(case.spec, T):
         for key, value in expected_state.items():
-            same(named(state)[key], value, f"state {key}")
+            same(case.seen(named(state))[key], value, f"state {key}")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -336,5 +392,5 @@ def test_gradients_are_the_published_recurrence_s(name, path):
     keys = sorted(expected_state) if with_state else []
     expected = gradients(expected_output, expected_state, keys)
     output, state = ttr.regress(**inputs, spec=case.spec, path=path)
-    for key, value in gradients(output, named(state), keys).items():
+    for key, value in gradients(output, case.seen(named(state)), keys).items():
         same(value, expected[key], f"gradient of {key}")

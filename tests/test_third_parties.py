@@ -15,7 +15,7 @@ from ttr.signals import Signal, signal
 
 REGISTRIES = {
     "ttr.regressors": registry.REGRESSORS, "ttr.objectives": registry.OBJECTIVES, "ttr.inner_optim": registry.OPTIMIZERS,
-    "ttr.step_rules": registry.STEP_RULES, "ttr.gates": registry.GATES, "ttr.stages": registry.STAGES,
+    "ttr.step_rules": registry.STEP_RULES, "ttr.mirrors": registry.MIRRORS, "ttr.gates": registry.GATES, "ttr.stages": registry.STAGES,
     "ttr.signal_maps": registry.SIGNAL_MAPS,
 }  # fmt: skip
 

@@ -30,6 +30,12 @@ def every_transcription(draw) -> dict[str, Callable[..., tuple]]:
     batches = {"norm_weight": gain, "norm_bias": shift, "position": position, "mini_batch": 4}
     titans = functools.partial(tr.titans, weights=[W1, W2], norm_weight=gain, norm_bias=shift, mini_batch=4)
 
+    trained = {"norm_weight": gain, "norm_bias": shift, "mini_batch": 4}
+    yaad, moneta = (functools.partial(f, weights=[W1, W2], **trained) for f in (tr.yaad, tr.moneta))
+    memora = functools.partial(tr.memora, weights=[W1.softmax(-2), W2.softmax(-2)], **trained)
+
+    omeganet = functools.partial(tr.omeganet, weights=[W1, W2], mini_batch=4)
+
     swiglu = {"W_0": W1.mT, "W_1": W2.mT, "W_2": W1.mT.flip(-1)}
     lact = functools.partial(tr.lact, **swiglu, chunk=4)
 
@@ -63,6 +69,10 @@ def every_transcription(draw) -> dict[str, Callable[..., tuple]]:
         "ttt_mlp": lambda q, k, v, s, g: mlp(q, k, v, rate=0.1 * s, **batches),
         "titans": lambda q, k, v, s, g: titans(q, k, v, step=0.1 * s, momentum=0.5 * s, log_decay=g),
         "lact": lambda q, k, v, s, g: lact(q, k, v, rates=torch.stack([s, s * s, 1 - s], -1), momentum=s),
+        "yaad": lambda q, k, v, s, g: yaad(q, k, v, step=0.1 * s, threshold=3 * s, log_decay=g),
+        "moneta": lambda q, k, v, s, g: moneta(q, k, v, step=0.02 * s, log_decay=0.1 * g),
+        "memora": lambda q, k, v, s, g: memora(q, k, v, step=0.1 * s, log_decay=g),
+        "omeganet": lambda q, k, v, s, g: omeganet(q, k, v, step=0.1 * s, log_decay=g, gamma=torch.stack([s, 1 - s, s * s], -1)),
         "softmax": lambda q, k, v, s, g: tr.softmax(q, k, v),
         "softmax_window": lambda q, k, v, s, g: tr.softmax_window(q, k, v, window=3),
     }

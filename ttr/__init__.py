@@ -3,7 +3,7 @@
 from .choice import select_path
 from .explanation import explain
 from .gates import Gate
-from .inner_optim import Optimizer, Solver, StepRule
+from .inner_optim import Mirror, Optimizer, Solver, StepRule
 from .kernels.api import regress
 from .kernels.decode import decode
 from .kernels.divergence import detect_divergence
@@ -11,7 +11,7 @@ from .kernels.triton.tune import tune
 from .layers import LM, Block, LMState, Mixer, MixerState
 from .layers.diagnose import diagnose
 from .objectives import Objective
-from .registry import SpecError, gate, objective, optimizer, regressor, signal_map, stage, step_rule
+from .registry import SpecError, gate, mirror, objective, optimizer, regressor, signal_map, stage, step_rule
 from .regressors import Regressor, linear, normal, ones, zeros
 from .signals import Signal, SignalMap, signal
 from .spec import Spec, presets, spec
@@ -19,8 +19,8 @@ from .stages import Stage
 from .state import State
 
 __all__ = [
-    "LM", "Block", "Gate", "LMState", "Mixer", "MixerState", "Objective", "Optimizer", "Regressor", "Signal",
+    "LM", "Block", "Gate", "LMState", "Mirror", "Mixer", "MixerState", "Objective", "Optimizer", "Regressor", "Signal",
     "SignalMap", "Solver", "Spec", "SpecError", "Stage", "State", "StepRule", "decode", "detect_divergence", "diagnose",
-    "explain", "gate", "linear", "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor",
+    "explain", "gate", "linear", "mirror", "normal", "objective", "ones", "optimizer", "presets", "regress", "regressor",
     "select_path", "signal", "signal_map", "spec", "stage", "step_rule", "tune", "zeros",
 ]  # fmt: skip

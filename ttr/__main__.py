@@ -13,7 +13,7 @@ from .choice import select_path
 from .explanation import explain
 from .explanation.sources import PRESETS, short
 from .explanation.text import describe
-from .registry import GATES, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, SpecError
+from .registry import GATES, MIRRORS, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, SpecError
 from .spec import presets, spec
 
 
@@ -92,7 +92,7 @@ def listing_text() -> str:
     table.insert(1, "  ".join("─" * w for w in widths))
     registries = {
         "regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "optimizer.step_rule": STEP_RULES,
-        "gate": GATES, "a signal's map": SIGNAL_MAPS, "a layer's stages": STAGES,
+        "optimizer.mirror": MIRRORS, "gate": GATES, "a signal's map": SIGNAL_MAPS, "a layer's stages": STAGES,
     }  # fmt: skip
     width = max(len(slot) for slot in registries)
     kinds = [f"{slot.ljust(width)}  {', '.join(registry.kinds())}" for slot, registry in registries.items()]

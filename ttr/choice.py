@@ -10,7 +10,7 @@ import torch
 from .constant import constant
 from .kernels.paths import PATHS
 from .kernels.triton.eligible import why_not_machine, why_not_sizes, why_not_triton
-from .lowering import folds_value_step, is_linear, per_value_signals
+from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .registry import unknown
 from .spec import spec as read_spec
 
@@ -110,6 +110,8 @@ def _torch_targets(spec) -> dict[str, str]:
         kind = (
             "one step per mini-batch on the summed gradient" if spec.optimizer.accumulate else "masked attention inside it, layer by layer"
         )
+        if not (spec.optimizer.accumulate or spec.optimizer.mirror.identity):
+            kind = f"mirror {spec.optimizer.mirror.kind!r} of the weights of each of its tokens, which are made"
         return {
             "dual": f"gradients of a mini-batch ({spec.mini_batch}) at its first weights: {kind}",
             "definition": "token by token through torch.func.grad",
@@ -139,6 +141,10 @@ def why_nonlinear(spec) -> str:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
     if spec.gate.projects:
         return f"gate {spec.gate.kind!r} maps the weights after every update"
+    if spec.window > 1:
+        return f"objective.window={spec.window} takes the gradient of several pairs at once"
+    if not spec.optimizer.mirror.identity:
+        return f"mirror {spec.optimizer.mirror.kind!r} maps the weights before they predict"
     return f"mini_batch={spec.mini_batch!r} takes gradients at frozen weights, and {why_not_dual(spec)}"
 
 
@@ -161,4 +167,12 @@ def why_not_dual(spec) -> str | None:
             return f"{apart[0]} per tensor gives every weight tensor a mask of its own; accumulate=true needs none"
     if spec.separate_write_key:
         return "the dual form needs write_key=same"
+    looks, reads = looks_at_weights(spec.optimizer)
+    if spec.window > 1 and not looks:
+        return (
+            f"optimizer {spec.optimizer.kind!r} takes gradients elsewhere than at the weights: the window's pairs would each have several"
+        )
+    if not spec.optimizer.mirror.identity and not (looks and (reads or not spec.optimizer.accumulate)):
+        where = "reads elsewhere than at the weights" if looks else "takes gradients elsewhere than at the weights"
+        return f"optimizer {spec.optimizer.kind!r} {where}: mirror {spec.optimizer.mirror.kind!r} would map another point at every token"
     return None

@@ -4,11 +4,11 @@
     for j in micro-steps:
         z~ = gate(z) if j == 0 else z                      # decays what the optimizer says, normally z[0]
         s  = signals of (t, j), step <- step_rule(step, k)
-        p  = point(z~ if order == first else z, s)         # the mini-batch's start instead, if mini_batch > 1
-        g  = torch.func.grad(objective)(p; k, v)           # never written by hand here
+        p  = mirror(point(z~ if order == first else z, s)) # the mini-batch's start instead, if mini_batch > 1
+        g  = torch.func.grad(objective)(p; k, v)           # never written by hand here; of a window, the weighted sum
         z  = update(z~, g, s)                              # or once per mini-batch on the sum of weight * g
         z[0] = project(z[0], what it was), if the gate projects
-    o_t = predict(read(z, s), q_t), if read: after
+    o_t = predict(mirror(read(z, s)), q_t), if read: after
 
 One head at a time, batch and heads by torch.func.vmap. Nobody optimises this file. The least-squares and kernel
 regressors take no gradient; their definitions are in least_squares.py and kernels/torch/attention.py.
@@ -36,11 +36,11 @@ def initial_state(spec: Spec, params: Weights, n: int, n_heads: int, dk: int, dv
         name: (params[name] if init[name].learned else init[name](n_heads, device=device)).to(device, dtype).expand(n, n_heads, *shape)
         for name, shape in spec.regressor.state_shapes(dk, dv).items()
     }
-    return complete_state(spec, weights, dk)
+    return complete_state(spec, weights, dk, dv)
 
 
-def complete_state(spec: Spec, weights: Weights, dk: int) -> State:
-    """Fresh optimizer slots and an empty mini-batch around the given weights, each [N, H, ...]."""
+def complete_state(spec: Spec, weights: Weights, dk: int, dv: int) -> State:
+    """Fresh optimizer slots, an empty mini-batch and no pairs to look back to around the given weights, each [N, H, ...]."""
     optimizer: Optimizer = spec.optimizer
     slots: dict[str, Weights] = {slot: {} for slot in optimizer.slots}
     for name, w in weights.items():
@@ -59,6 +59,9 @@ def complete_state(spec: Spec, weights: Weights, dk: int) -> State:
             mini_batch["kept"] = torch.ones_like(zero)[..., None].expand(*zero.shape, dk if spec.gate.per_key else 1)
         else:
             mini_batch["start"] = {"weights": weights, "slots": slots}
+    if spec.window > 1:  # the latest first; real: 1, or 0 where there was no token yet
+        lead = (*some.shape[:2], spec.window - 1)
+        mini_batch["window"] = {"k": some.new_zeros(*lead, dk), "v": some.new_zeros(*lead, dv), "real": some.new_zeros(lead)}
     return State(weights=weights, slots=slots, mini_batch=mini_batch, spec_hash=spec.hash)
 
 
@@ -129,6 +132,7 @@ class InnerLoop:
         spec, optimizer = self.spec, self.optimizer
         z = self._slots(memory)
         open_ = dict(memory["mini_batch"])
+        window = open_.pop("window", None)
         start = self._slots(open_["start"]) if "start" in open_ else z
         outputs = []
         for t in range(tokens["q"].shape[0]):
@@ -137,14 +141,20 @@ class InnerLoop:
                 if optimizer.accumulate:
                     open_ = reopened(open_)
             if spec.read.at == "before":
-                outputs.append(self._predict(self._read(z, self._signals(tokens, t, 0)), tokens["q"][t]))
+                outputs.append(self._predict(self.mirrored(self._read(z, self._signals(tokens, t, 0))), tokens["q"][t]))
             keep = torch.exp(tokens["log_decay"][t]) if "log_decay" in tokens else None
             for j in range(spec.steps):
                 s = self._signals(tokens, t, j)
                 decayed = self._gate(z, keep) if j == 0 else z
                 source = start if spec.mini_batch != 1 else decayed if spec.gate.order == "first" else z
-                p = {name: optimizer.point(slots, self.own(s, name)) for name, slots in source.items()}
-                g = self._gradient(p, tokens, t, j, s)
+                p = self.mirrored({name: optimizer.point(slots, self.own(s, name)) for name, slots in source.items()})
+                if window is None:
+                    g = self._gradient(p, tokens, t, j, s)
+                else:
+                    pairs = {"k": tokens["k"][t], "v": tokens["v"][t], "real": torch.ones_like(window["real"][:1])}
+                    pairs = {name: torch.cat([x, window[name]]) for name, x in pairs.items()}
+                    g = self._gradient_of_window(p, pairs, s)
+                    window = {name: x[:-1] for name, x in pairs.items()}
                 if optimizer.accumulate:
                     open_ = self._gather(open_, g, s, keep if j == 0 else None)
                 else:
@@ -158,7 +168,7 @@ class InnerLoop:
             if optimizer.position != "none":
                 read = {name: start[name][0] + self.factors(position - 1, 1, w) * (w - start[name][0]) for name, w in read.items()}
             if spec.read.at == "after":
-                outputs.append(self._predict(read, tokens["q"][t]))
+                outputs.append(self._predict(self.mirrored(read), tokens["q"][t]))
             if position == spec.mini_batch:
                 position = 0
                 if optimizer.accumulate:
@@ -167,6 +177,8 @@ class InnerLoop:
                     z = {name: (read[name],) for name in z}
         if spec.mini_batch != 1 and not optimizer.accumulate:
             open_ = {"start": self._memory(start if position else z)}  # none is open: the next one starts here
+        if window is not None:
+            open_["window"] = window
         return torch.stack(outputs), {**self._memory(z), "mini_batch": open_}
 
     def _slots(self, memory: dict) -> dict[str, tuple[Tensor, ...]]:
@@ -189,6 +201,10 @@ class InnerLoop:
         if not gate.projects:
             return z
         return {name: (gate.project(w, before[name][0]), *slots) for name, (w, *slots) in z.items()}
+
+    def mirrored(self, w: Weights) -> Weights:
+        """The weights that predict, of those that are stored."""
+        return {name: self.optimizer.mirror(x) for name, x in w.items()}
 
     def _shape(self, s: Tensor) -> Tensor:
         """[d1, d2] broadcasts against the matrix of a linear regressor; elsewhere a number is a number."""
@@ -229,6 +245,15 @@ class InnerLoop:
         if self.spec.separate_write_key:  # the first term of 1/2 ||f(k)||^2 - <f(k_w), v>
             v = torch.zeros_like(v)
         return grad(lambda w: self.spec.objective.loss(self._predict(w, k), v, s))(p)
+
+    def _gradient_of_window(self, p: Weights, pairs: Weights, s: Signals) -> Weights:
+        """Of the losses of the last pairs, the latest first, weighted and summed."""
+        weight = s.window_weight.flatten().expand(self.spec.window) * pairs["real"]
+
+        def loss(w):
+            return (weight * vmap(lambda k, v: self.spec.objective.loss(self._predict(w, k), v, s))(pairs["k"], pairs["v"])).sum()
+
+        return grad(loss)(p)
 
     def _write(self, z: dict, p: Weights, tokens: dict, t: int, j: int, s: Signals) -> dict:
         """Add the second term's update, which `step` does not touch: update(0, g, step = 1), the optimizer being linear."""

@@ -58,6 +58,8 @@ def is_linear(spec) -> bool:
         and spec.objective.quadratic
         and spec.mini_batch == 1
         and not spec.gate.projects
+        and spec.optimizer.mirror.identity
+        and spec.window == 1
     )
 
 
@@ -95,6 +97,15 @@ def check_superposition(optimizer: Optimizer) -> None:
     for name, x, y in zip(names, all_of(tuple(z1), g1), alone, strict=True):
         if not torch.allclose(x, y, rtol=1e-9, atol=1e-9):
             raise SpecError(f"optimizer {optimizer.kind!r} says linear=True, but its {name} is not elementwise; set linear=False")
+
+
+@constant
+def looks_at_weights(optimizer: Optimizer) -> tuple[bool, bool]:
+    """Whether the gradient is taken at the weights themselves, and whether the query reads them: whatever the signals are."""
+    generator = torch.Generator().manual_seed(0)
+    z = tuple(torch.rand(1 + len(optimizer.slots), 3, generator=generator, dtype=torch.float64))
+    s = Signals({name: torch.rand(1, generator=generator, dtype=torch.float64) for name in optimizer.signals()})
+    return torch.equal(optimizer.point(z, s), z[0]), torch.equal(optimizer.read(z, s), z[0])
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Mamba(SignalMap):
         return -params["A_log"].exp()[:, None] * self.dt_of(z, params)
 
 
-Per = Literal["head", "key", "value", "tensor"]
+Per = Literal["head", "key", "value", "tensor", "window"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,8 @@ class Signal:
 
     value: a constant (then nothing else is declared). Otherwise
     value_t = scale * map(cap(W source_t + bias)), cap(z) = softcap * tanh(z / softcap).
-    per: one number per head, per key channel, per value channel, or per weight tensor of the regressor.
+    per: one number per head, per key channel, per value channel, per weight tensor of the regressor, or per pair of the
+    objective's window.
     rank: width of a bottleneck in the projection (`head_dim` for the layer's head size).
     bias: initial bias before the map; [lo, hi] = linspace over the heads and their channels; None = no bias.
     source: what is projected (the input, the shifted input, the concatenated q, k, v, or v).
@@ -150,9 +151,9 @@ class Signal:
     def constant(self) -> bool:
         return self.value is not None
 
-    def width(self, dk: int, dv: int, tensors: int) -> int:
-        """Numbers per head and token; tensors: how many weight tensors the regressor has."""
-        return {"head": 1, "key": dk, "value": dv, "tensor": tensors}[self.per]
+    def width(self, dk: int, dv: int, tensors: int, window: int = 1) -> int:
+        """Numbers per head and token; tensors: how many weight tensors the regressor has; window: the objective's."""
+        return {"head": 1, "key": dk, "value": dv, "tensor": tensors, "window": window}[self.per]
 
 
 def signal(default: float | str, **fields: Any) -> Any:

@@ -107,7 +107,9 @@ def merge(base: Any, over: Any, key: str) -> Any:
     if is_dataclass(base):
         base = dump(base)
     if isinstance(base, str):  # a bare word is shorthand for {kind: word}, a signal's for {map: word}, read's for {at: word}
-        word = "at" if key == "read" else "kind" if key in (*SLOTS, "map", "step_rule") or base not in SIGNAL_MAPS.kinds() else "map"
+        word = (
+            "at" if key == "read" else "kind" if key in (*SLOTS, "map", "step_rule", "mirror") or base not in SIGNAL_MAPS.kinds() else "map"
+        )
         base = {word: base}
     if not isinstance(base, Mapping):
         return dict(over)

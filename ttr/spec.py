@@ -228,6 +228,11 @@ class Spec(Declaration):
         return self.optimizer.mini_batch if isinstance(self.optimizer, Optimizer) else 1
 
     @property
+    def window(self) -> int:
+        """Pairs whose losses a token's gradient sums."""
+        return getattr(self.objective, "window", 1)
+
+    @property
     def separate_write_key(self) -> bool:
         return isinstance(self.optimizer, Optimizer) and self.optimizer.write_key == "separate"
 

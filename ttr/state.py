@@ -69,7 +69,8 @@ class State(TreeMethods):
 
     weights: the regressor's inner weights, each [B, Hv, ...] (linear: {"W": [B, Hv, dk, dv]}).
     slots: the optimizer's further slots, {slot: {weight name: [B, Hv, ...]}}.
-    mini_batch: the open mini-batch (its start weights, what it has gathered, and `position`: [B]).
+    mini_batch: the open mini-batch (its start weights, what it has gathered, and `position`: [B]), and the pairs that a
+    window still looks back to.
     spec_hash: of the declaration it belongs to.
     """
 

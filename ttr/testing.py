@@ -84,7 +84,7 @@ def random_inputs(
     for name, s in spec.signals().items():
         if s.constant:
             continue
-        width = () if s.per == "head" else (s.width(dk, dv, len(spec.weight_names)),)
+        width = () if s.per == "head" else (s.width(dk, dv, len(spec.weight_names), spec.window),)
         if name == "log_decay":
             choices = torch.tensor(EXTREME_LOG_DECAYS if extreme else (-0.5, -0.05, -0.005), dtype=torch.float64)
             tensors[name] = choices[torch.randint(len(choices), (B, T, Hv, *width), generator=generator)]

@@ -24,6 +24,15 @@ RULES = {
     "delta_mean": {"optimizer": "delta", "objective": {"kind": "l2", "reduce": "mean"}},
     "huber": {"optimizer": {"kind": "sgd", "step": "sigmoid"}, "objective": {"kind": "huber", "threshold": 0.5}},
     "lp": {"optimizer": {"kind": "sgd", "step": "sigmoid"}, "objective": {"kind": "lp", "p": 3}},
+    "huber_length": {"optimizer": {"kind": "sgd", "step": "sigmoid"}, "objective": {"kind": "huber", "threshold": 0.5, "over": "length"}},
+    "huber_mixture": {
+        "optimizer": {"kind": "sgd", "step": "sigmoid"},
+        "objective": {"kind": "huber", "threshold": "softplus", "over": "mixture"},
+    },
+    "lp_smooth": {
+        "optimizer": {"kind": "sgd", "step": "sigmoid"},
+        "objective": {"kind": "lp", "p": 3, "smooth": 1e-6, "sign_scale": 10.0},
+    },
     "momentum": {"optimizer": "momentum", "objective": "l2"},
     "nesterov": {"optimizer": {"kind": "momentum", "nesterov": True}, "objective": "l2"},
     "averaged": {"optimizer": "averaged", "objective": "l2"},

@@ -70,6 +70,13 @@ def test_polynomial_products_are_powers(x, degree):
     assert torch.allclose(phi[0, 0, 0] @ phi[1, 3, 2], (1 + x[0, 0, 0] @ x[1, 3, 2]) ** degree)
 
 
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_polynomial_products_are_the_expansion_of_exp(x, degree):
+    phi, _ = run("polynomial", x, degree=degree, products="exp")
+    s = x[0, 0, 0] @ x[1, 3, 2]
+    assert torch.allclose(phi[0, 0, 0] @ phi[1, 3, 2], sum(s**i / math.factorial(i) for i in range(degree + 1)))
+
+
 def test_hedgehog(x):
     y, module = run("hedgehog", x, features=5)
     z = x[1, 2, 1] @ module.weight[1]

@@ -18,7 +18,9 @@ from .delta import (
 from .fast_weights import lact
 from .hebbian import gla, lightning, linear_attention, linear_attention_unnormalised, mamba2, mlstm, retnet
 from .least_squares import mesa, mesanet, rls
+from .miras import memora, moneta, yaad
 from .nonlinear import titans, ttt_linear, ttt_mlp
+from .omega import omeganet
 from .softmax import softmax, softmax_window
 
 __all__ = [
@@ -35,10 +37,13 @@ __all__ = [
     "linear_attention_unnormalised",
     "longhorn",
     "mamba2",
+    "memora",
     "mesa",
     "mesanet",
     "mlstm",
     "momentum_deltanet",
+    "moneta",
+    "omeganet",
     "retnet",
     "rls",
     "rwkv7",
@@ -47,4 +52,5 @@ __all__ = [
     "titans",
     "ttt_linear",
     "ttt_mlp",
+    "yaad",
 ]

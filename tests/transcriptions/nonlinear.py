@@ -7,7 +7,7 @@ For one head, z = x W + b with x a row. Weights are given as [H, d_in, d_out], b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +34,20 @@ class Memory:
         return x + z if self.residual else z
 
     def gradients(
-        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], k: Tensor, v: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients of ½‖M(k) − v‖², summed over channels, with respect to every weight and every bias."""
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], k: Tensor, v: Tensor,
+        slope: Callable[[Tensor], Tensor] = lambda e: e,
+    ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+        """The gradients with respect to every weight and every bias of the loss whose derivative in e = M(k) − v is `slope`.
+
+        As it is given, that is ½‖e‖², summed over channels.
+        """
         inputs, pre = self._layers(weights, biases, k)
         target = v - k if self.residual else v
         if self.norm_weight is None or self.norm_bias is None:
-            delta = pre[-1] - target
+            delta = slope(pre[-1] - target)
         else:  # through z ↦ γ x̂ + β, x̂ = (z − mean) / std
             x_hat, std = self._standardised(pre[-1])
-            e = (self.norm_weight * x_hat + self.norm_bias - target) * self.norm_weight
+            e = slope(self.norm_weight * x_hat + self.norm_bias - target) * self.norm_weight
             delta = (e - e.mean(-1, keepdim=True) - x_hat * (e * x_hat).mean(-1, keepdim=True)) / std
         weight_gradients, bias_gradients = [], []
         for depth in reversed(range(len(weights))):

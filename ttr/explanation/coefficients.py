@@ -18,7 +18,7 @@ from ..objectives import slopes
 from ..spec import Spec
 from .symbols import NotSymbolic, Symbol, Values
 
-GREEK = {"step": "β", "momentum": "η", "weight": "γ", "threshold": "δ", "log_decay": "α"}
+GREEK = {"step": "β", "momentum": "η", "weight": "γ", "threshold": "δ", "window_weight": "ω", "log_decay": "α"}
 DIGITS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 Row = tuple[Symbol, ...]
 
@@ -137,7 +137,7 @@ def coefficients(spec: Spec) -> Coefficients | None:
 
 def written_out(spec: Spec) -> bool:
     """True when the gradient has the closed form w (x) (z^T x - v)."""
-    return spec.regressor.linear and spec.objective.quadratic and spec.mini_batch == 1
+    return spec.regressor.linear and spec.objective.quadratic and spec.mini_batch == 1 and spec.optimizer.mirror.identity
 
 
 def _signal_symbols(spec: Spec, subscript: str) -> tuple[dict[str, Symbol], dict[str, str]]:

@@ -94,7 +94,7 @@ def costs(spec: Spec, s: Sizes, T: int, path: str) -> Costs:
             size = inspect.signature(PATHS[family, "chunk"][0]).parameters["chunk_size"].default
             chunk, more = _chunk(spec, s.dk, s.dv, size)
             counted = f"{counted}; {more}"
-    signals = sum(x.width(s.dk, s.dv, len(spec.weight_names)) for x in spec.signals().values() if not x.constant)
+    signals = sum(x.width(s.dk, s.dv, len(spec.weight_names), spec.window) for x in spec.signals().values() if not x.constant)
     streams = s.key_heads * s.dk * (1 + spec.steps * (2 if spec.separate_write_key else 1)) + s.heads * s.dv * (1 + spec.steps)
     io = 4 * (streams + s.heads * signals)
     traffic = "the cache read once and one pair written" if family == "kernel" else "the state read and written once"
@@ -210,7 +210,7 @@ def _trained(spec: Spec, dk: int, dv: int) -> tuple[int, str]:
     weights = sum(w.numel() for w in moving.values())
     decay = weights * sum(optimizer.decayed_slots()) if spec.gate.decays else 0
     batch = int(spec.mini_batch) if optimizer.accumulate and spec.mini_batch != "sequence" else 1
-    total = spec.steps * (gradient.total + weights * (batch > 1) + update.total // batch) + decay // batch + read.total
+    total = spec.steps * (gradient.total * spec.window + weights * (batch > 1) + update.total // batch) + decay // batch + read.total
     return total, f"one token at a time about {total / weights:.1f} per weight of a head: predict, gradient, update, read"
 
 

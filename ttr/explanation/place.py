@@ -117,6 +117,9 @@ def _differences(own: dict[str, Fields], other: dict[str, Fields]) -> tuple[list
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, tuple) and all(isinstance(item, tuple) for item in value):  # a piece in a field, as `_meaning` has it
+        inner = dict(value)
+        return f"{inner.pop('kind')} ({', '.join(f'{name} {_word(x)}' for name, x in inner.items())})"
     if isinstance(value, float):
         return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -102,8 +102,14 @@ class _Writer:
     def preamble(self) -> list[str]:
         """What f, the loss and a rescaled step are."""
         lines = [] if written_out(self.spec) else [f"f(x) = {self._model()}", f"ℓ(f, v) = {self._loss()}"]
+        mirror = self.spec.optimizer.mirror
+        lines += [] if mirror.identity else [f"{mirror.kind}: {summary(mirror)}"]
         rule = step_rule_line(self.spec, self.now)
         return lines if rule is None else [*lines, rule]
+
+    def _mirrored(self, weights: str) -> str:
+        mirror = self.spec.optimizer.mirror
+        return weights if mirror.identity else f"{mirror.kind}({weights})"
 
     def _model(self) -> str:
         """The regressor's own function on symbols."""
@@ -159,7 +165,12 @@ class _Writer:
             point = f"W{at}"
         batch = "sequence" if spec.mini_batch == "sequence" else f"mini-batch of {spec.mini_batch} tokens"
         note = f"      (⋆: as the {batch} began)" if frozen else ""
-        return f"g{self.now} = ∂ℓ(f(k{self.now}; W), v{self.now})/∂W at W = {point}{note}"
+        if spec.window > 1:
+            weight = spec.objective.window_weight
+            omega = f"{Symbol.lift(weight.value)} " if weight.constant else f"{signal_symbol('window_weight', 'ₜᵢ')} "
+            each = f"Σᵢ {'' if omega == '1 ' else omega}∂ℓ(f(kᵢ; W), vᵢ)/∂W"
+            return f"gₜ = {each} at W = {self._mirrored(point)},  t - {spec.window} < i ≤ t{note}"
+        return f"g{self.now} = ∂ℓ(f(k{self.now}; W), v{self.now})/∂W at W = {self._mirrored(point)}{note}"
 
     def slots(self, found: Probe) -> list[str]:
         """One line per slot; a slot that moves by what another one just did says so."""
@@ -233,8 +244,8 @@ class _Writer:
             share = "1/i" if spec.optimizer.position == "mean" else "max(0, 1/i + δᵢ)"
             lines.append(f"Rₜ = W⋆ + {share} (Wₜ - W⋆)      (i: the token's place in its mini-batch)")
             terms = [("+", "Rₜ")]
-        if not spec.regressor.linear:
-            return [*lines, f"oₜ = f({_scaled_query('qₜ', spec)}; W = {join(terms)})"]
+        if not spec.regressor.linear or not spec.optimizer.mirror.identity:
+            return [*lines, f"oₜ = f({_scaled_query('qₜ', spec)}; W = {self._mirrored(join(terms))})"]
         read = f"{transposed(terms)} {_scaled_query('qₜ', spec)}"
         if spec.read.normalizer == "none":
             return [*lines, f"oₜ = {read}"]

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from importlib import resources
 
+from ..inner_optim import Optimizer
 from ..spec import Spec
 from .place import Place
 
@@ -24,10 +25,13 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "linear_attention_unnormalised": ("schlag2021fast",),
     "longhorn": ("liu2024longhorn",),
     "mamba2": ("dao2024mamba2",),
+    "memora": ("behrouz2025miras",),
     "mesa": ("oswald2023mesa",),
     "mesanet": ("oswald2025mesanet",),
     "mlstm": ("beck2024xlstm", "beck2025xlstm7b"),
     "momentum_deltanet": ("behrouz2025titans",),
+    "moneta": ("behrouz2025miras",),
+    "omeganet": ("behrouz2025atlas",),
     "retnet": ("sun2023retnet",),
     "rwkv7": ("peng2025rwkv7",),
     "softmax": ("vaswani2017attention", "su2021roformer"),
@@ -35,6 +39,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "titans": ("behrouz2025titans",),
     "ttt_linear": ("sun2024ttt",),
     "ttt_mlp": ("sun2024ttt",),
+    "yaad": ("behrouz2025miras",),
 }
 
 PIECES: dict[str, tuple[str, ...]] = {
@@ -43,10 +48,12 @@ PIECES: dict[str, tuple[str, ...]] = {
     "regressor.mlp": ("sun2024ttt",),
     "objective.huber": ("behrouz2025miras",),
     "objective.lp": ("behrouz2025miras",),
+    "objective.window": ("behrouz2025atlas",),
     "optimizer.adam": ("kingma2014adam",),
     "optimizer.delta": ("schlag2021fast",),
     "optimizer.momentum": ("behrouz2025titans",),
     "optimizer.muon": ("jordan2024muon", "zhang2025lact"),
+    "optimizer.mirror": ("behrouz2025miras",),
     "optimizer.position": ("sun2024ttt",),
     "optimizer.step_rule.implicit": ("liu2024longhorn",),
     "optimizer.steps": ("siems2025deltaproduct",),
@@ -77,6 +84,8 @@ def _features(spec: Spec) -> list[str]:
     features.append(f"optimizer.step_rule.{getattr(getattr(optimizer, 'step_rule', None), 'kind', None)}")
     features.append(f"optimizer.write_key.{getattr(optimizer, 'write_key', None)}")
     features += ["optimizer.steps"] if spec.steps > 1 else []
+    features += ["objective.window"] if spec.window > 1 else []
+    features += ["optimizer.mirror"] if isinstance(optimizer, Optimizer) and not optimizer.mirror.identity else []
     features += ["optimizer.position"] if getattr(optimizer, "position", "none") != "none" else []
     return features
 

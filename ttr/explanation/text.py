@@ -61,6 +61,8 @@ def describe(spec: Spec, slot: str) -> str:
     if slot == "optimizer":
         rule = getattr(piece, "step_rule", None)
         words += [rule.kind] if rule is not None and rule.kind != "plain" else []
+        mirror = getattr(piece, "mirror", None)
+        words += [f"through {mirror.kind}"] if mirror is not None and not mirror.identity else []
         words += [f"x{spec.steps}"] if spec.steps > 1 else []
         words += [f"per {spec.mini_batch}"] if spec.mini_batch != 1 else []
         words += ["two keys"] if spec.separate_write_key else []

@@ -4,6 +4,7 @@ from .adam import Adam
 from .averaged import Averaged
 from .base import Optimizer, Signals, Solver
 from .delta import Delta
+from .mirrors import Mirror, NoMirror, Norm, Softmax
 from .momentum import Momentum
 from .muon import Muon
 from .sgd import SGD
@@ -12,5 +13,5 @@ from .step_rules import NLMS, Implicit, Plain, StepRule
 
 __all__ = [
     "CG", "NLMS", "RLS", "SGD", "Adam", "Averaged", "Cholesky", "Delta", "Implicit",
-    "Momentum", "Muon", "Optimizer", "Plain", "Signals", "Solver", "StepRule",
+    "Mirror", "Momentum", "Muon", "NoMirror", "Norm", "Optimizer", "Plain", "Signals", "Softmax", "Solver", "StepRule",
 ]  # fmt: skip

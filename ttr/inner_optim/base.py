@@ -20,6 +20,7 @@ from torch import Tensor
 from ..piece import Piece
 from ..registry import OPTIMIZERS, SpecError
 from ..signals import Signal, signal
+from .mirrors import Mirror, NoMirror
 from .step_rules import Plain, StepRule
 
 Slots = tuple[Tensor, ...]
@@ -59,7 +60,8 @@ class Solver(Piece):
 class Optimizer(Piece):
     """A first-order rule.
 
-    step_rule: plain | nlms | implicit. steps: micro-steps per token, each with its own (k, v, step); the gate acts
+    step_rule: plain | nlms | implicit. mirror: none | norm | softmax, the weights that predict as a map of those that are
+    stored. steps: micro-steps per token, each with its own (k, v, step); the gate acts
     before the first. pairs: `shared` repeats one (k, v). mini_batch: tokens whose gradients are taken at the same
     weights. accumulate: one update per mini-batch on the weighted sum. position: the reader's factor on what was
     gathered since the mini-batch began (TTT). write_key: `separate` splits the gradient of
@@ -73,6 +75,7 @@ class Optimizer(Piece):
 
     step: Signal = signal(1.0)
     step_rule: StepRule = Plain()
+    mirror: Mirror = NoMirror()
     steps: int = 1
     pairs: Literal["separate", "shared"] = "separate"
     mini_batch: int | Literal["sequence"] = 1
@@ -87,6 +90,8 @@ class Optimizer(Piece):
                 raise SpecError(f"optimizer.{name}={value}: expected at least {low}")
         if self.pairs == "shared" and self.steps == 1:
             object.__setattr__(self, "pairs", "separate")  # one pair per token either way
+        if self.mirror.identity:
+            object.__setattr__(self, "mirror", NoMirror())
 
     def init_slots(self, w: Tensor) -> tuple[Tensor, ...]:
         """z[1:] before the first token."""
@@ -113,6 +118,8 @@ class Optimizer(Piece):
         for name, s in self.signals().items():
             if s.value is not None and not math.isfinite(s.value):
                 raise SpecError(f"optimizer.{name}={s.value}: expected a finite number")
+            if s.per == "window":
+                raise SpecError(f"optimizer.{name}.per='window': a step has no pairs to choose from; that is objective.window_weight")
             if s.per in ("key", "value") and not linear:
                 raise SpecError(
                     f"optimizer.{name}.per={s.per!r} needs regressor linear: {spec.regressor.kind!r} has no single {s.per} axis"
@@ -122,6 +129,17 @@ class Optimizer(Piece):
                 f"optimizer.step_rule={self.step_rule.kind!r} needs regressor linear and objective dot or l2 "
                 f"(its step has a closed form only there), got {spec.regressor.kind!r} and {spec.objective.kind!r}"
             )
+        if not self.mirror.identity:
+            if self.step_rule.kind != "plain":
+                raise SpecError(
+                    f"optimizer.step_rule={self.step_rule.kind!r} solves for weights that predict as they are stored, "
+                    f"which mirror={self.mirror.kind!r} changes; use step_rule plain"
+                )
+            if spec.read.normalizer != "none":
+                raise SpecError(
+                    f"optimizer.mirror={self.mirror.kind!r} would map the value channel that read.normalizer adds with the others; "
+                    "use read.normalizer none"
+                )
         if self.accumulate:
             if self.mini_batch == 1:
                 raise SpecError("optimizer.accumulate=true needs mini_batch > 1: it makes one step per mini-batch")

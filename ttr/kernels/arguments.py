@@ -27,6 +27,7 @@ class Facts(NamedTuple):
     separate_write_key: bool
     signals: tuple[tuple[str, str, float | None], ...]  # name, per, the number it is declared as
     weights: tuple[str, ...]  # the tensors that a signal per tensor is for
+    window: int  # the pairs that a signal per window is for
     gate_signals: tuple[str, ...]
     computed_decay: bool  # the gate makes its log decay itself; a caller may override it
     constant_decay: bool  # ... from nothing but the declaration and the heads
@@ -58,7 +59,7 @@ def facts_of(spec: Spec) -> Facts:
     return Facts(
         hash=spec.hash, steps=spec.steps, separate_write_key=spec.separate_write_key,
         signals=tuple((name, s.per, s.value) for name, s in declared.items()),
-        weights=spec.weight_names,
+        weights=spec.weight_names, window=spec.window,
         gate_signals=tuple(spec.gate.signals()),
         computed_decay=computed,
         constant_decay=computed and not spec.gate.signals() and not spec.gate.init_params(1, 1),
@@ -163,7 +164,7 @@ def check_signals(given: Mapping[str, Any], spec: Spec, facts: Facts, sizes: Siz
 
 def axes_of(per: str, facts: Facts, dk: int, dv: int) -> tuple[int, ...]:
     """The axes of a signal behind its heads."""
-    return {"head": (), "key": (dk,), "value": (dv,), "tensor": (len(facts.weights),)}[per]
+    return {"head": (), "key": (dk,), "value": (dv,), "tensor": (len(facts.weights),), "window": (facts.window,)}[per]
 
 
 def _tensor_or_number(name: str, value: Any) -> Tensor | float:
@@ -202,7 +203,7 @@ def _expected(name: str, per: str, spec: Spec, sizes: Sizes) -> str:
     B, T, _, Hv, dk, dv = sizes
     facts = facts_of(spec)
     tail = "".join(f", {n}" for n in axes_of(per, facts, dk, dv))
-    names = f": {', '.join(facts.weights)}" if per == "tensor" else ""
+    names = {"tensor": f": {', '.join(facts.weights)}", "window": ": the token's own pair, then those before it"}.get(per, "")
     text = f"[{B}, {T}, {Hv}{tail}] (per {per}{names})"
     if name == "log_decay":
         heads = f"[{Hv}] or [{B}, {T}, {Hv}]"

@@ -13,7 +13,7 @@ from ..inner_loop import complete_state
 from ..spec import Spec
 from ..state import State, flatten
 from . import normalizer
-from .arguments import Call, gate_decay, sequences
+from .arguments import Call, axes_of, gate_decay, sequences
 from .paths import TAKE_GRADIENTS, fresh_state
 from .problem import Problem
 
@@ -76,7 +76,7 @@ def full_signals(call: Call, dtype: torch.dtype) -> tuple[dict[str, Tensor], Ten
     declared = {name: per for name, per, _ in facts.signals}
     for name, value in call.signals.items():
         per = declared.get(name)  # None: an override of the gate's own, brought to its shape below
-        width = {"key": (dk,), "value": (dv,)}.get(per or "head", ())
+        width = axes_of(per or "head", facts, dk, dv)
         if not isinstance(value, Tensor):
             value = torch.full((), value, dtype=dtype, device=call.q.device)  # not torch.tensor: no copy from the host
         if per and value.ndim == 0:
@@ -109,7 +109,7 @@ def _run(run: Callable, problem: Problem, options: dict[str, Any]) -> tuple[Tens
 
 
 def _lay_signal(lay, x: Tensor, per: str, steps: int) -> Tensor:
-    """[B, T, (n,) Hv, (d)] -> [N, Hv, T, n, d1, d2]; per tensor they lie along d1."""
+    """[B, T, (n,) Hv, (d)] -> [N, Hv, T, n, d1, d2]; per tensor and per window they lie along d1."""
     if per == "head":
         x = x[..., None]
     x = lay(x, x.ndim - 4)  # [N, Hv, T, (n,) d]
@@ -129,7 +129,7 @@ def initial(given: State | Tensor | None, spec: Spec, params, n: int, Hv: int, d
             raise ValueError(f"initial_state: got shape {list(given.shape)}, expected {[n, Hv, dk, dv]}")
         if not given.is_floating_point():
             raise ValueError(f"initial_state: got dtype {given.dtype}, expected a floating-point dtype")
-        return complete_state(spec, {"W": given.to(dtype)}, dk)
+        return complete_state(spec, {"W": given.to(dtype)}, dk, dv)
     if not isinstance(given, State):
         raise ValueError(f"initial_state: got {type(given).__name__}, expected a ttr.State or a tensor")
     if given.spec_hash != spec.hash:

@@ -38,4 +38,4 @@ def fresh_state(spec: Spec, params: dict[str, Tensor], n: int, n_heads: int, dk:
     if spec.read.normalizer == "none":
         return state
     w = state.weights["W"]
-    return complete_state(spec, {"W": w, "normalizer": w.new_zeros(n, n_heads, dk, 1)}, dk)
+    return complete_state(spec, {"W": w, "normalizer": w.new_zeros(n, n_heads, dk, 1)}, dk, dv)

@@ -143,7 +143,8 @@ class _Probe:
         dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
         params = {name: p.to(dtype) for name, p in self.given.params.items()}
         w = fresh_state(self.spec, params, 1, heads, m.dk, m.dv, dtype, k.device).weights
-        w = {name: t[0] for name, t in w.items()} | {n: params[n] for n in m.spec.regressor.outer if n in params}
+        mirrored = torch.func.vmap(m.spec.optimizer.mirror)  # over the heads
+        w = {name: mirrored(t[0]) for name, t in w.items()} | {n: params[n] for n in m.spec.regressor.outer if n in params}
         k = k.to(dtype).repeat_interleave(heads // k.shape[2], 2)
         return torch.func.vmap(m.spec.regressor.predict, in_dims=(0, 2), out_dims=2)(w, k).to(k.dtype)
 
@@ -152,6 +153,7 @@ class _Probe:
         values = {
             name: self.given.signals.get(name, torch.tensor(s.value or 0.0)).expand(prediction.shape[:-1])
             for name, s in objective.signals().items()
+            if s.per != "window"  # which weighs losses, and is in none
         }
 
         def loss(p: Tensor, v: Tensor, s: dict[str, Tensor]) -> Tensor:

@@ -100,7 +100,7 @@ class Mixer(nn.Module):
         heads, steps, tensors = self.sizes.heads, self.spec.steps, len(self.spec.weight_names)
         signals: dict[str, Signal] = dict(self.spec.signals())
         sizes = {
-            name: SignalSize(heads, s.width(self.dk, self.dv, tensors), steps if name == "step" and steps > 1 else None)
+            name: SignalSize(heads, s.width(self.dk, self.dv, tensors, self.spec.window), steps if name == "step" and steps > 1 else None)
             for name, s in signals.items()
         }
         for i, stage in enumerate(self.spec.layer.output or ()):

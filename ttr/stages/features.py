@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,12 +89,14 @@ class Taylor(Stage):
 @stage("polynomial")
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(Stage):
-    """All monomials of degree <= `degree`, weighted so that <phi(x), phi(y)> = (1 + <x, y>)^degree.
+    """All monomials of degree <= p, weighted so that <phi(x), phi(y)> is (1 + <x, y>)^p, or sum_(i <= p) <x, y>^i / i!.
 
-    d -> C(d + degree, degree). Source: Atlas (2505.23735), which also learns the coefficients (`affine` after it).
+    products: power or exp, which of the two. d -> C(d + p, p). Source: Atlas (2505.23735), which also learns the
+    coefficients, from 1/i! (`layer_scale` after it).
     """
 
     degree: int = 2
+    products: Literal["power", "exp"] = "power"
 
     def __post_init__(self):
         if self.degree < 1:
@@ -110,10 +113,13 @@ class Polynomial(Stage):
         monomials = self._monomials(d)
         counts = torch.zeros(len(monomials), d + 1)
         counts.scatter_add_(1, torch.tensor(monomials), torch.ones(len(monomials), self.degree))
-        multinomial = torch.lgamma(torch.tensor(self.degree + 1.0)) - torch.lgamma(counts + 1).sum(-1)
+        if self.products == "power":
+            weight = torch.exp(torch.lgamma(torch.tensor(self.degree + 1.0)) - torch.lgamma(counts + 1).sum(-1)).round()
+        else:
+            weight = 1 / torch.exp(torch.lgamma(counts[:, :d] + 1).sum(-1)).round()
         padded = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         factors = padded[..., torch.tensor(monomials, device=x.device)]  # [..., monomials, degree]
-        return factors.prod(-1) * multinomial.exp().round().sqrt().to(x)
+        return factors.prod(-1) * weight.to(x).sqrt()
 
 
 @stage("hedgehog")

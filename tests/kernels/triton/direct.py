@@ -80,7 +80,7 @@ def call(inputs: testing.Inputs, path: object = None, *, config: Config, segment
     o, last = Kernels.apply(
         x["q"], x["k"], x["v"], *number, inputs.cu_seqlens, spec.scale(dk), rule_of(spec), config, segments
     )  # fmt: skip
-    return o, complete_state(spec, {"W": last}, dk)
+    return o, complete_state(spec, {"W": last}, dk, x["v"].shape[3])
 
 
 def evaluate(inputs: testing.Inputs, config: Config, segments: int = 1, gradients: bool = True) -> dict[str, torch.Tensor]:

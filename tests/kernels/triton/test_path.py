@@ -25,6 +25,8 @@ PRESETS = {
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": "regressor 'mlp' is not one linear layer", "ttt_linear": KERNEL, "ttt_mlp": "regressor 'mlp' is not one linear layer",
     "lact": "optimizer.accumulate=true",
+    "yaad": "regressor 'mlp' is not one linear layer", "moneta": "regressor 'mlp' is not one linear layer",
+    "omeganet": "regressor 'mlp' is not one linear layer", "memora": "regressor 'mlp' is not one linear layer",
 }  # fmt: skip
 DELTA = ttr.spec({"optimizer": "delta"})
 

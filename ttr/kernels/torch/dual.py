@@ -5,7 +5,9 @@ linear layer (x its input, d the loss's gradient at its output), and the layer a
 
     y_t = sum_k Q0_tk h_t Z_k + sum_e R_te (h_t . x_e) d_e          Z_k: the slots when the mini-batch began
 
-masked attention with the read mask R of the probed optimizer in place of the causal mask. Mini-batches follow one
+masked attention with the read mask R of the probed optimizer in place of the causal mask. Under a window (the Omega rule)
+e runs over pairs, those of earlier tokens among them, and R is R times the band of the window's weights. Where a mirror maps the weights
+before they predict, those of each token of the mini-batch are made. Mini-batches follow one
 another; backward keeps the states between groups of them and makes the rest again. Source: the dual form of TTT
 (2407.04620, section 2.5), here for any linear optimizer and any depth.
 """
@@ -147,6 +149,17 @@ class Moved:
         return y
 
 
+class Made:
+    """A weight as every token reads it, [T, ...]: for a map that needs all of its entries."""
+
+    def __init__(self, weights: Tensor):
+        self.weights = weights
+
+    def ttr_linear(self, h: Tensor, bias: Made | None) -> Tensor:
+        y = torch.einsum("ti,tio->to", h, self.weights)
+        return y if bias is None else y + bias.weights
+
+
 class MiniBatch:
     """One mini-batch (or the part of it that is at hand) of one head."""
 
@@ -160,25 +173,63 @@ class MiniBatch:
         if self.spec.optimizer.accumulate:
             return self._accumulate(loop, part, z, open_)
         start = z if self.position == 0 else loop._slots(open_["start"])
+        part, window = self._look_back(part, open_.get("window"))
+        if window is not None:
+            part |= {"R": part["R"] @ part["band"], "F": part["F"] @ part["band"]}
         inputs, gradients = self._gradients(loop, part, start, {name: part["c"] for name in start})
-        written = {name: (x, gradients[name]) for name, (x, _) in inputs.items()}
         mask, rows, slots = part["R"], part["Q0"], z
         if self.spec.optimizer.position != "none":  # W_start + c_i (W_i - W_start): the start is one more slot
             factor = loop.factors(self.position, part["q"].shape[0], mask)
             mask, rows = factor[:, None] * mask, torch.cat([factor * rows, (1 - factor)[None]])
             slots = {name: (*zs, start[name][0]) for name, zs in z.items()}
-        weights = {name: Moved(slots[name], rows, mask, written.get(name)) for name in z}
+        read = self._moved if loop.optimizer.mirror.identity else self._made
+        weights = read(slots, rows, mask, inputs, gradients)
         o = self.spec.regressor.predict({**weights, **loop.outer}, part["q"])
         end = self._advance(part, z, inputs, gradients)
         if self.closes and self.spec.optimizer.position != "none":
             end = {name: (start[name][0] + factor[-1] * (w - start[name][0]),) for name, (w,) in end.items()}
-        return o, {**loop._memory(end), "mini_batch": {"start": loop._memory(end if self.closes else start)}}
+        open_ = {"start": loop._memory(end if self.closes else start)} | ({} if window is None else {"window": window})
+        return o, {**loop._memory(end), "mini_batch": open_}
+
+    def _look_back(self, part: dict, before: Weights | None) -> tuple[dict, Weights | None]:
+        """The part with pairs, the earliest first, in place of its events, and the pairs the next part looks back to.
+
+        band: [events, pairs], the weight of a pair in an event's gradient, which is taken at the weights: c is 1 there.
+        """
+        if before is None:
+            return part, None
+        events, back = part["k"].shape[0], self.spec.window - 1
+        ones = torch.ones_like(part["q"][:1, 0]).expand(events)
+        own = {"k": part["k"], "v": part["v"], "real": ones}
+        pairs = {name: torch.cat([before[name].flip(0), x]) for name, x in own.items()}
+        lag = torch.arange(events, device=ones.device)[:, None] + back - torch.arange(events + back, device=ones.device)
+        weights = part["signals"]["window_weight"].expand(events, back + 1)
+        band = torch.where((lag >= 0) & (lag <= back), weights.gather(1, lag.clamp(0, back)), 0) * pairs["real"]
+        looks = torch.zeros_like(pairs["real"]).expand(1 + len(self.spec.optimizer.slots), -1).clone()
+        looks[0] = 1
+        latest = {name: x.flip(0)[:back] for name, x in pairs.items()}
+        return {**part, "k": pairs["k"], "v": pairs["v"], "c": looks, "band": band}, latest
+
+    def _moved(self, slots: dict, rows: Tensor, mask: Tensor, inputs: dict, gradients: Weights) -> dict[str, Moved]:
+        written = {name: (x, gradients[name]) for name, (x, _) in inputs.items()}
+        return {name: Moved(zs, rows, mask, written.get(name)) for name, zs in slots.items()}
+
+    def _made(self, slots: dict, rows: Tensor, mask: Tensor, inputs: dict, gradients: Weights) -> dict[str, Made]:
+        stored = {name: torch.einsum("kt,k...->t...", rows, torch.stack(zs)) for name, zs in slots.items()}
+        for name, (x, bias) in inputs.items():
+            d = gradients[name]
+            stored[name] = stored[name] + torch.einsum("te,eio->tio", mask, x[:, :, None] * d[:, None])
+            if bias is not None:
+                stored[bias] = stored[bias] + mask @ d
+        return {name: Made(vmap(self.spec.optimizer.mirror)(w)) for name, w in stored.items()}
 
     def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Weights):
         """Inputs of every linear layer at the start weights and the loss's gradients at its outputs, event by event.
 
-        rows: of every weight tensor, how the gradient's point is made of the slots.
+        rows: of every weight tensor, how the gradient's point is made of the slots; a mirror is of the weights alone.
         """
+        start = self._mirrored(loop, start)
+        seen = {} if "band" in part else {n: s[:, 0] for n, s in part["signals"].items()}  # a window's losses have no signals
         events = part["k"].shape[0]
         shapes = {name: zs[0].shape[-1] for name, zs in start.items() if zs[0].ndim == 2}
         taps = {name: part["k"].new_zeros(events, width) for name, width in shapes.items()}
@@ -189,14 +240,17 @@ class MiniBatch:
             inputs: dict[str, tuple[Tensor, str | None]] = {}
             weights = {name: Looked(name, zs, rows[name], taps, inputs) for name, zs in start.items()}
             f = self.spec.regressor.predict({**weights, **loop.outer}, part["k"])
-            each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(
-                f, part["v"], {n: s[:, 0] for n, s in part["signals"].items()}
-            )
+            each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(f, part["v"], seen)
             biases.update({name: bias for name, (_, bias) in inputs.items()})
             return each.sum(), {name: x for name, (x, _) in inputs.items()}
 
         gradients, inputs = grad(loss, has_aux=True)(taps)
         return {name: (x, biases[name]) for name, x in inputs.items()}, gradients
+
+    def _mirrored(self, loop: InnerLoop, z: dict) -> dict:
+        """The slots with the weights that predict in place of those that are stored."""
+        weights = loop.mirrored({name: zs[0] for name, zs in z.items()})
+        return {name: (weights[name], *zs[1:]) for name, zs in z.items()}
 
     def _advance(self, part: dict, z: dict, inputs: dict, gradients: Weights) -> dict:
         """The slots after the part: z_k <- sum_l phi_kl z_l + sum_e F_ek g_e."""
@@ -219,6 +273,8 @@ class MiniBatch:
     def _accumulate(self, loop: InnerLoop, part: dict, z: dict, open_: dict) -> tuple[Tensor, dict]:
         """Queries read the weights from before the mini-batch; its gradients are summed and stepped on once, at its end."""
         optimizer, n = self.spec.optimizer, self.spec.steps
+        window = open_.get("window")
+        open_ = {name: x for name, x in open_.items() if name != "window"}
         if self.position == 0:
             open_ = reopened(open_)
         events, tokens = ({w: self._of(loop, part["signals"], w, every) for w in z} for every in (1, n))
@@ -227,14 +283,21 @@ class MiniBatch:
         event = part["k"].new_ones(part["k"].shape[0])
         read = {w: torch.stack([optimizer.read(tuple(u), s) * one for u in units.T]) for w, s in tokens.items()}
         look = {w: torch.stack([optimizer.point(tuple(u), s) * event for u in units.T]) for w, s in events.items()}
-        o = self.spec.regressor.predict({**{name: Moved(zs, read[name], one, None) for name, zs in z.items()}, **loop.outer}, part["q"])
+        seen = {name: Moved(zs, read[name], one, None) for name, zs in self._mirrored(loop, z).items()}
+        o = self.spec.regressor.predict({**seen, **loop.outer}, part["q"])
+        part, window = self._look_back(part, window)
+        if window is not None:
+            look = {w: part["c"] for w in look}
         inputs, gradients = self._gradients(loop, part, z, look)
         weighting = "weight" if "weight" in optimizer.signals() else "step"
+        weights = {w: getattr(s, weighting) for w, s in events.items()}
+        if window is not None:
+            weights = {name: x @ part["band"] for name, x in weights.items()}
         total = dict(open_["gradient"])
         for name, (x, bias) in inputs.items():
-            total[name] = total[name] + x.mT @ (getattr(events[name], weighting)[:, None] * gradients[name])
+            total[name] = total[name] + x.mT @ (weights[name][:, None] * gradients[name])
             if bias is not None:
-                total[bias] = total[bias] + getattr(events[bias], weighting) @ gradients[name]
+                total[bias] = total[bias] + weights[bias] @ gradients[name]
         open_ = {
             "gradient": total,
             "signals": {name: open_["signals"][name] + part["signals"][name].sum(0)[:, None] for name in optimizer.signals()},
@@ -242,4 +305,6 @@ class MiniBatch:
         }
         if self.closes:
             z = loop._step_once(z, open_)
+        if window is not None:
+            open_["window"] = window
         return o, {**loop._memory(z), "mini_batch": open_}

@@ -96,6 +96,10 @@ def _why_not_mini_batches(spec) -> str | None:
         return f"optimizer.mini_batch={size!r}; the kernels take whole mini-batches of up to {LARGEST_MINI_BATCH} tokens"
     if not spec.objective.quadratic:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
+    if spec.window > 1:
+        return f"objective.window={spec.window} takes the gradient of several pairs at once"
+    if not optimizer.mirror.identity:
+        return f"mirror {optimizer.mirror.kind!r} maps the weights before they predict"
     if spec.steps > 1 or len(optimizer.slots) > 1:
         return f"optimizer {optimizer.kind!r} , steps={spec.steps}, {len(optimizer.slots)} slots; the kernels take 1 step, up to 1 slot"
     if optimizer.step_rule.kind != "plain":
