@@ -56,7 +56,7 @@ def test_presets_round_trip(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def sampled() -> list[ttr.Spec]:
-    sampler = Sampler(seed=0)
+    sampler = Sampler(seed=1)
     return [sampler.spec() for _ in range(SAMPLES)]
 
 

@@ -167,3 +167,25 @@ def test_weights_of_the_wrong_shape_are_named():
 def test_explained():
     e = ttr.explain("omeganet", d_model=64)
     assert any("Σᵢ ωₜᵢ ∂ℓ(f(kᵢ; W), vᵢ)/∂W" in line and "t - 16 < i ≤ t" in line for line in e.recurrence)
+
+
+def test_without_momentum_it_is_omeganet():
+    """Heavy ball over a window at momentum 0 is the same step."""
+    plain = declare(mini_batch=4)
+    case = inputs(plain)
+    heavy = declare(optimizer={"kind": "momentum"}, mini_batch=4)
+    still = case.tensors | {"momentum": torch.zeros_like(case.tensors["step"])}
+    o, state = testing.call(testing.replace(case, spec=heavy, tensors=still))
+    expected, same = testing.call(case)
+    torch.testing.assert_close(o, expected)
+    for name, w in same.weights.items():
+        torch.testing.assert_close(state.weights[name], w)
+
+
+def test_newton_schulz_on_every_momentum_is_handed_on_by_the_definition():
+    """Atlas's update can be said, and has no faster path: N and the pairs are in the state."""
+    spec = declare(optimizer={"kind": "muon", "step": 0.1, "eps": 1e-2}, mini_batch=4)
+    path, why = ttr.select_path(spec)
+    assert path == "definition" and "optimizer 'muon' is not linear and steps at every token" in why
+    case = inputs(spec, T=8)
+    testing.assert_close(testing.evaluate(case, splits=(3, 5)), testing.evaluate(case), 1e-9, "split")

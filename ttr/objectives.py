@@ -91,7 +91,7 @@ class L2(Objective):
             raise SpecError("objective.window_weight weighs the pairs of a window: it needs objective.window > 1")
 
     def signals(self):
-        return {"window_weight": self.window_weight} if self.window > 1 else {}
+        return {name: s for name, s in super().signals().items() if name != "window_weight" or self.window > 1}
 
     def check(self, spec):
         super().check(spec)

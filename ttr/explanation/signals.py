@@ -11,7 +11,13 @@ from .recurrence import summary
 from .symbols import Symbol
 
 SOURCES = {"x": "x", "shift": "shift(x)", "qkv": "[q, k, v]", "v": "v"}
-AXES = {"head": "per head", "key": "per key channel", "value": "per value channel", "tensor": "per weight tensor"}
+AXES = {
+    "head": "per head",
+    "key": "per key channel",
+    "value": "per value channel",
+    "tensor": "per weight tensor",
+    "window": "per pair of the window",
+}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def normal(*shape: int, std: float | None = None) -> Init:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W (+ b): the one way a regressor touches its inner weights if it wants the dual form (x: [..., d_in])."""
-    apply = getattr(weight, "ttr_linear", None)  # a recorded weight of the dual form, see kernels/torch/dual.py
+    apply = getattr(weight, "ttr_linear", None)  # a recorded weight of the dual form, see kernels/torch/dual_weights.py
     if apply is not None:
         return apply(x, bias)
     out = x @ weight
