@@ -71,6 +71,7 @@ def describe(spec: Spec, slot: str) -> str:
     if slot == "regressor":
         window = getattr(piece, "window", None)
         words += [f"window {window}"] if window is not None else []
+        words += [f"prefix {prefix}"] if (prefix := getattr(piece, "prefix", 0)) else []
         depth = getattr(piece, "depth", None)
         words += [f"depth {depth}"] if depth is not None else []
     return " ".join(words)
