@@ -177,7 +177,7 @@ def test_a_prefix_stays_in_sight_and_in_the_cache():
     v[:, :, 1] += 1.0
     moved = attention.sdpa(replace(problem, v=v))[0] - attention.sdpa(problem)[0]
     assert (moved.abs().amax((0, 1, 3))[1:] > 0).all()
-    o, state = attention.sdpa(problem)
+    _, state = attention.sdpa(problem)
     assert state.weights["k"].shape == (N, H, 7, DK) and state.weights["length"].tolist() == [7] * N
     assert torch.equal(state.weights["k"], problem.k[:, :, [0, 1, 2, 16, 17, 18, 19], 0])
     assert "i < 3" in ttr.explain(problem.spec).recurrence[0] and ttr.explain(problem.spec, T=50).flops_per_token == 2 * 7 * 128
