@@ -97,6 +97,7 @@ STEP_RULES: Registry = Registry("optimizer.step_rule", "ttr.step_rules")
 GATES: Registry = Registry("gate", "ttr.gates")
 STAGES: Registry = Registry("stage", "ttr.stages")
 SIGNAL_MAPS: Registry = Registry("map", "ttr.signal_maps")
+COMPOSITIONS: Registry = Registry("compose", "ttr.compositions")
 
 SLOTS = {"regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "gate": GATES}
 
@@ -107,3 +108,4 @@ step_rule = STEP_RULES.register
 gate = GATES.register
 stage = STAGES.register
 signal_map = SIGNAL_MAPS.register
+composition = COMPOSITIONS.register
