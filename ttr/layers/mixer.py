@@ -125,6 +125,11 @@ class Mixer(CausalLayer):
     def _by_name(self) -> dict[str, Stream]:
         return dict(self.streams.items())  # type: ignore[arg-type]
 
+    def projected_width(self, name: str) -> int:
+        """Channels of a stream as its projection makes them, all heads together."""
+        stream = self._by_name()[name]
+        return stream.heads * stream.projected_width
+
     def _stage_modules(self) -> list[StageModule]:
         stages = [m for stream in self._by_name().values() for m in stream.stage_modules()]
         return [*stages, *self.output_stages]  # type: ignore[list-item]

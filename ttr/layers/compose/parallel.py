@@ -86,7 +86,7 @@ class ParallelLayer(ComposedLayer):
                 f"window's {self.window.width} (layer.expand_v)"
             )
         for name in spec.share:
-            widths = [m.streams[name].heads * m.streams[name].projected_width for m in (self.memory, self.window)]
+            widths = [m.projected_width(name) for m in (self.memory, self.window)]
             if widths[0] != widths[1]:
                 raise SpecError(f"compose.share: {name} is projected to {widths[0]} channels for memory, to {widths[1]} for window")
         self.gate = ProductGate(self.memory.width) if spec.combine == "gate" else None
