@@ -37,6 +37,13 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "ttt_mlp": ("sun2024ttt",),
 }
 
+COMPOSITIONS: dict[str, tuple[str, ...]] = {
+    "lact_layer": ("zhang2025lact",),
+    "titans_mac": ("behrouz2025titans",),
+    "titans_mag": ("behrouz2025titans",),
+    "titans_mal": ("behrouz2025titans",),
+}
+
 PIECES: dict[str, tuple[str, ...]] = {
     "regressor.kernel": ("vaswani2017attention",),
     "regressor.least_squares": ("oswald2023mesa", "oswald2025mesanet"),

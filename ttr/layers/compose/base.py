@@ -74,6 +74,10 @@ class Composition(Declaration):
         """The parts of the layer's state, and the declaration that each is run by."""
         return {part: getattr(self, part) for part in self.parts}
 
+    def tokens_read(self, T: int) -> dict[str, int]:
+        """How many tokens every part holds something of when the layer has read T."""
+        return {part: self.persistent + T for part in self.parts}
+
     def to_dict(self, full: bool = False) -> dict[str, Any]:
         """Plain data that `ttr.declare` reads back to an equal composition; `full` writes defaults too."""
         body: dict[str, Any] = {"kind": self.kind}

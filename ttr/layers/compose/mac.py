@@ -58,6 +58,9 @@ class MAC(Composition):
     def remembered(self):
         return {"memory": self.memory, "attention": self.attention, "reader": self.memory}
 
+    def tokens_read(self, T):
+        return {"memory": T, "attention": self.persistent + 2 * min(T, self.segment)}  # as it ends the segment
+
     def build(self, place: Place) -> MACLayer:
         return MACLayer(self, place)
 
