@@ -179,7 +179,7 @@ class Mixer(CausalLayer):
     def inputs(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Inputs:
         """What `regress` is given when the layer reads x: [B, T, d_model] from the start."""
         self._check_input(x, None, cu_seqlens)
-        return self._inputs(self._begin(x, None, cu_seqlens)[0], {})
+        return self._inputs(self._begin(x, None, cu_seqlens)[0])
 
     def run(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, MixerState]:
         o, state = self.heads(x, state, cu_seqlens)
@@ -193,7 +193,7 @@ class Mixer(CausalLayer):
         projected: the streams that are `given`, [B, T, d_out] as their projections make them.
         """
         call, position = self._begin(x, state, cu_seqlens)
-        given = self._inputs(call, projected or {})
+        given = self._inputs(call, projected)
         o, memory = regress(
             given.q, given.k, given.v, self.spec, write_key=given.write_key, params=given.params,
             initial_state=None if state is None else state.memory, cu_seqlens=cu_seqlens, path=self.path,
@@ -204,7 +204,7 @@ class Mixer(CausalLayer):
     def recall(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """M*(q): what the memory in `state` says to x: [B, T, d_model] without learning it; only the streams go on."""
         call, position = self._begin(x, state, None)
-        o = recall(self._inputs(call, {}).q, self.spec, state.memory, dict(self.params.items()))
+        o = recall(self._inputs(call).q, self.spec, state.memory, dict(self.params.items()))
         return self.o_proj(self._read_out(o, call)), self._after(state.memory, call, position)
 
     def _read_out(self, o: Tensor, call: Call) -> Tensor:
@@ -226,10 +226,10 @@ class Mixer(CausalLayer):
         call.position, after = timeline.position(x, zero if state is None else state.position["tokens"])
         return call, {"tokens": after}
 
-    def _inputs(self, call: Call, given: Mapping[str, Tensor]) -> Inputs:
+    def _inputs(self, call: Call, given: Mapping[str, Tensor] | None = None) -> Inputs:
         """Fill the call's streams and signals, and give the regressor's arguments. given: as `heads` takes them."""
         streams = self._by_name()
-        projected = {name: y.unflatten(-1, (streams[name].heads, -1)) for name, y in given.items()}
+        projected = {name: y.unflatten(-1, (streams[name].heads, -1)) for name, y in (given or {}).items()}
 
         def project(name: str) -> Tensor:
             stream = streams[name]

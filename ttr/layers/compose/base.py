@@ -114,7 +114,7 @@ class ComposedLayer(CausalLayer):
 
     def __init__(self, spec: Composition, place: Place):
         super().__init__()
-        self.spec, self.d_model = spec, place.d_model
+        self.spec, self.spec_hash, self.d_model = spec, spec.hash, place.d_model
         self.persistent = nn.Parameter(torch.empty(spec.persistent, place.d_model)) if spec.persistent else None
 
     def mixers(self) -> dict[str, Mixer]:
@@ -146,7 +146,7 @@ class ComposedLayer(CausalLayer):
         return self.fresh(n, x.device, x.dtype) if state is None else state.parts
 
     def state(self, parts: dict[str, MixerState]) -> ComposedState:
-        return ComposedState(parts, self.spec.hash)
+        return ComposedState(parts, self.spec_hash)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -21,7 +21,8 @@ class ProductGate(nn.Module):
         self.memory_norm = nn.RMSNorm(width, eps=EPS)
 
     def forward(self, y: Tensor, m: Tensor) -> Tensor:
-        return self.attention_norm(y) * F.silu(self.memory_norm(m))
+        wide = self.attention_norm.weight.dtype  # under autocast the norms stay in their weights' precision
+        return self.attention_norm(y.to(wide)) * F.silu(self.memory_norm(m.to(wide)))
 
     def reset_parameters(self) -> None:
         self.attention_norm.reset_parameters()

@@ -127,7 +127,7 @@ class MACLayer(ComposedLayer):
         return o, self.state({name: _joined([own[name] for own in states]) for name in parts})
 
     def _together(self, x: Tensor, parts: Parts, place: int) -> tuple[Tensor, Parts]:
-        outputs, done = [x[:, :0]], 0
+        outputs, done = [], 0
         while done < x.shape[1]:
             piece = x[:, done : done + self.spec.segment - place]
             o, parts = self._read(piece, parts)
@@ -138,7 +138,7 @@ class MACLayer(ComposedLayer):
                 attention = self._open_segment(x.shape[0], x.device, x.dtype)
                 reader = replace(parts["reader"], memory=_frozen(parts["memory"].memory))
                 parts = {"memory": parts["memory"], "attention": attention, "reader": reader}
-        return torch.cat(outputs, 1), parts
+        return torch.cat(outputs, 1) if outputs else x, parts
 
     def _read(self, x: Tensor, parts: Parts) -> tuple[Tensor, Parts]:
         """Tokens of one segment: x [B, t, d_model], t <= C."""
