@@ -41,7 +41,7 @@ def test_what_is_said_of_the_parts():
     assert "prefix" not in ttr.declare("titans_mag").to_yaml() and "i < 4" in mag.parts["window"].recurrence[0]
     assert mag.equations[0].startswith("m = memory([P | x]),  y = window([P | x])")
     lact = ttr.explain("lact_layer")
-    assert "one projection for both of k, q, v" in lact.equations[0] and lact.equations[1] == "o = Wₒ (y + m)"
+    assert "one projection for both of q, k, v" in lact.equations[0] and lact.equations[1] == "o = Wₒ (y + m)"
     assert ttr.explain("titans_mal").equations == ("y = memory([P | x])", "o = window(y)")
     mac = ttr.explain("titans_mac", T=10)
     assert mac.parts["attention"].T == 4 + 20 and mac.parts["memory"].T == 10

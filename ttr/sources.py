@@ -127,17 +127,17 @@ def merge(base: Any, over: Any, key: str) -> Any:
         return over
     if is_dataclass(base):
         base = dump(base)
-    if isinstance(base, str):  # a bare word is shorthand for {kind: word}, a signal's {map: word}, read's {at: word}, a part's {base: word}
-        word = (
-            "base"
-            if key in PARTS
-            else "at"
-            if key == "read"
-            else "kind"
-            if key in (*SLOTS, "map", "step_rule") or base not in SIGNAL_MAPS.kinds()
-            else "map"
-        )
-        base = {word: base}
+    if isinstance(base, str):
+        base = {_meaning(base, key): base}
     if not isinstance(base, Mapping):
         return dict(over)
     return {**base, **{k: merge(base[k], v, k) if k in base else v for k, v in over.items()}}
+
+
+def _meaning(word: str, key: str) -> str:
+    """What a bare word is shorthand for: {base: word} of a part, {at: word} of read, {kind: word}, or {map: word} of a signal."""
+    if key in PARTS:
+        return "base"
+    if key == "read":
+        return "at"
+    return "kind" if key in (*SLOTS, "map", "step_rule") or word not in SIGNAL_MAPS.kinds() else "map"

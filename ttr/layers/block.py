@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .causal import CausalLayer
 from .compose import Layered, layer
 from .state import LayerState
 
@@ -50,7 +51,7 @@ class Block(nn.Module):
         if mlp not in ("swiglu", None):
             raise ValueError(f"mlp={mlp!r}: choose from ['swiglu', None]")
         self.mixer_norm = nn.RMSNorm(d_model, eps=EPS)
-        self.mixer = layer(d_model, spec, layer_idx=layer_idx, n_layers=n_layers, path=path, **layer_overrides)
+        self.mixer: CausalLayer[Any] = layer(d_model, spec, layer_idx=layer_idx, n_layers=n_layers, path=path, **layer_overrides)
         self.mlp_norm = nn.RMSNorm(d_model, eps=EPS) if mlp else None
         self.mlp = SwiGLU(d_model, mlp_ratio) if mlp else None
 

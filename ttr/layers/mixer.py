@@ -44,7 +44,7 @@ class Inputs:
     params: dict[str, Tensor]
 
 
-class Mixer(CausalLayer):
+class Mixer(CausalLayer[MixerState]):
     """A sequence mixer declared by `spec`: tensor in, tensor out, causal.
 
     d_model: width of the input and the output. spec: preset name, YAML path, mapping or Spec. layer_idx, n_layers: the

@@ -106,7 +106,7 @@ def repeated(state: MixerState, n: int) -> MixerState:
     return state.index_select(torch.zeros(n, dtype=torch.long))
 
 
-class ComposedLayer(CausalLayer):
+class ComposedLayer(CausalLayer[ComposedState]):
     """A composition as a module; `spec` is its declaration, `o_proj` the linear map that it ends with."""
 
     state_class = ComposedState
@@ -126,19 +126,22 @@ class ComposedLayer(CausalLayer):
         return super().forward(x, mask, cu_seqlens)
 
     def init_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ComposedState:
-        """The state before the first token, the persistent vectors already read. dtype: of the layer's activations."""
+        """The state before the first token; persistent vectors are read already, where and as precisely as they are kept.
+
+        dtype: of the layer's activations.
+        """
         weight = self.o_proj.weight
         device, dtype = weight.device if device is None else torch.device(device), weight.dtype if dtype is None else dtype
         return self.state(self.fresh(batch_size, device, dtype))
 
     def fresh(self, n: int, device: torch.device, dtype: torch.dtype) -> dict[str, MixerState]:
         """The states of the parts behind the persistent vectors, which every part reads as it reads tokens."""
-        begun = 1 if self.persistent is not None else n
-        parts = {name: m.init_state(begun, device=device, dtype=dtype) for name, m in self.mixers().items()}
-        if self.persistent is None:
-            return parts
-        _, state = self.run(self.persistent[None].to(device, dtype), self.state(parts), None)
-        return {name: repeated(part, n) for name, part in state.parts.items()}
+        P = self.persistent
+        if P is None:
+            return {name: m.init_state(n, device=device, dtype=dtype) for name, m in self.mixers().items()}
+        parts = {name: m.init_state(1, device=P.device, dtype=P.dtype) for name, m in self.mixers().items()}
+        _, state = self.run(P[None], self.state(parts), None)
+        return {name: repeated(part, n).to(device) for name, part in state.parts.items()}
 
     def begin(self, x: Tensor, state: ComposedState | None, cu_seqlens: Tensor | None) -> dict[str, MixerState]:
         """The states of the parts before x is read."""
@@ -148,15 +151,13 @@ class ComposedLayer(CausalLayer):
     def state(self, parts: dict[str, MixerState]) -> ComposedState:
         return ComposedState(parts, self.spec_hash)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise everything as published; also after `to_empty`."""
         for child in self.children():
             child.reset_parameters()  # type: ignore[operator]
-        self._reset_persistent()
+        self.reset_persistent()
 
-    @torch.no_grad()
-    def _reset_persistent(self) -> None:
+    def reset_persistent(self) -> None:
         if self.persistent is not None:
             nn.init.normal_(self.persistent, std=PERSISTENT_STD)
 

@@ -76,7 +76,10 @@ class MAC(Composition):
 
 
 class MACLayer(ComposedLayer):
-    """state.parts: memory, over y; attention, of the open segment; reader, M_{i-1} and its queries' streams, over x."""
+    """state.parts: memory, over y; attention, of the open segment; reader, M_{i-1} and its queries' streams, over x.
+
+    Segments run one after another, and so do packed or padded sequences that stand at unlike places in them.
+    """
 
     spec: MAC
 
@@ -86,7 +89,7 @@ class MACLayer(ComposedLayer):
         self.attention = place.mixer(spec.attention)
         self.gate = ProductGate(place.d_model)
         self.o_proj = nn.Linear(place.d_model, place.d_model, bias=False)
-        self._reset_persistent()
+        self.reset_persistent()
 
     def fresh(self, n: int, device: torch.device, dtype: torch.dtype) -> Parts:
         memory = self.memory.init_state(n, device=device, dtype=dtype)
@@ -97,8 +100,7 @@ class MACLayer(ComposedLayer):
         """Attention before a segment's first token: it has read the persistent vectors."""
         if self.persistent is None:
             return self.attention.init_state(n, device=device, dtype=dtype)
-        prefix = self.persistent[None].to(device, dtype)
-        return repeated(self.attention.run(prefix, None, None)[1], n)
+        return repeated(self.attention.run(self.persistent[None], None, None)[1], n).to(device)
 
     def run(self, x: Tensor, state: ComposedState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, ComposedState]:
         parts = self.begin(x, state, cu_seqlens)

@@ -35,7 +35,7 @@ class Parallel(Composition):
         super().__post_init__()
         if len(set(self.share)) < len(self.share):
             raise SpecError(f"compose.share={list(self.share)} names a stream twice")
-        object.__setattr__(self, "share", tuple(sorted(self.share)))
+        object.__setattr__(self, "share", tuple(sorted(self.share, key="qkv".index)))
         prefix = getattr(self.window.regressor, "prefix", 0)
         if self.persistent and prefix:
             raise SpecError(
@@ -91,7 +91,7 @@ class ParallelLayer(ComposedLayer):
                 raise SpecError(f"compose.share: {name} is projected to {widths[0]} channels for memory, to {widths[1]} for window")
         self.gate = ProductGate(self.memory.width) if spec.combine == "gate" else None
         self.o_proj = nn.Linear(self.memory.width, place.d_model, bias=False)
-        self._reset_persistent()
+        self.reset_persistent()
 
     def run(self, x: Tensor, state: ComposedState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, ComposedState]:
         parts = self.begin(x, state, cu_seqlens)

@@ -38,7 +38,7 @@ class SeriesLayer(ComposedLayer):
         super().__init__(spec, place)
         self.memory = place.mixer(spec.memory, path=place.path)
         self.window = place.mixer(spec.window)
-        self._reset_persistent()
+        self.reset_persistent()
 
     @property
     def o_proj(self) -> nn.Linear:  # type: ignore[override]
