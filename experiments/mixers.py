@@ -44,7 +44,9 @@ def choose_mixers(listed: Mapping[str, Any], overrides: Mapping[str, Any], commo
     else:
         entries = dict(_find(item, listed) for item in chosen)
     if not entries:
-        raise ValueError(f"no mixer to train: say mixer=NAME, with a preset ({', '.join(ttr.presets())}) or a YAML path")
+        raise ValueError(
+            f"no mixer to train: say mixer=NAME, with a preset ({', '.join([*ttr.presets(), *ttr.compositions()])}) or a YAML path"
+        )
     if changes and len(entries) > 1:
         raise ValueError(
             f"{', '.join(f'mixer.{key}' for key in changes)} changes one mixer: say which with mixer=NAME; "

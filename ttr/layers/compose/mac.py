@@ -31,8 +31,8 @@ class MAC(Composition):
         o_t = W_o (y_t (x) m_t)                                     the product of `ProductGate`
 
     The paper's figures let every token of a segment see all of h and read M_i, trained on the whole segment: both would
-    show a token its future. Here h_s is seen from x_s on, and m_t is read as the memory reads by itself, after token t;
-    at a segment's last token both are the paper's. h_s stands before x_s, which is where attention's positions put it.
+    show a token its future. Here h_s is seen from x_s on, and m_t is read as the memory reads by itself, after token t: the
+    segment's last token sees all of h and reads M_i. h_s stands before x_s, which is where attention's positions put it.
     Source: Titans (2501.00663), section 4.1.
     """
 
