@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ttr
+from ttr.sources import read
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def choose_mixers(listed: Mapping[str, Any], overrides: Mapping[str, Any], commo
     else:
         entries = dict(_find(item, listed) for item in chosen)
     if not entries:
-        raise ValueError(f"no mixer to train: say mixer=NAME, with a preset ({', '.join(ttr.presets())}) or a YAML path")
+        raise ValueError(
+            f"no mixer to train: say mixer=NAME, with a preset ({', '.join([*ttr.presets(), *ttr.compositions()])}) or a YAML path"
+        )
     if changes and len(entries) > 1:
         raise ValueError(
             f"{', '.join(f'mixer.{key}' for key in changes)} changes one mixer: say which with mixer=NAME; "
@@ -74,8 +77,9 @@ def _find(item: Any, listed: Mapping[str, Any]) -> tuple[str, Any]:
         return item, listed[item]
     if Path(item).suffix in (".yaml", ".yml"):
         return Path(item).stem, item
-    if item not in ttr.presets():
-        known = [*listed, *ttr.presets()]
+    published = [*ttr.presets(), *ttr.compositions()]
+    if item not in published:
+        known = [*listed, *published]
         close = difflib.get_close_matches(item, known, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"mixer={item!r} is neither a label of this experiment nor a preset.{hint} Known: {known}")
@@ -88,8 +92,22 @@ def _resolve(declaration: Any, common: Mapping[str, Any], changes: Mapping[str, 
         declaration = {"base": declaration}
     if not isinstance(declaration, Mapping):
         raise ValueError(f"{declaration!r}: expected a name, a YAML path, a mapping or a list of these")
+    if "compose" in read(declaration):
+        return _resolve_composition(declaration, common, changes)
     layer = {**common, **(declaration.get("layer") or {})}
     return ttr.spec({**declaration, "layer": layer}, **changes).to_dict()
+
+
+def _resolve_composition(declaration: Mapping[str, Any], common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A composition, the common fields under every part that does not say otherwise in the declaration itself."""
+    composition = ttr.declare(declaration)
+    assert isinstance(composition, ttr.Composition)
+    written = declaration.get("compose") or {}
+    fields = {}
+    for part in composition.parts:
+        own = (written[part].get("layer") or {}) if isinstance(written.get(part), Mapping) else {}
+        fields |= {f"compose.{part}.layer.{name}": value for name, value in common.items() if name not in own}
+    return ttr.declare(ttr.declare(composition, **fields), **changes).to_dict()
 
 
 def _short(value: Any) -> str:

@@ -49,7 +49,7 @@ class RecallModule(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["segments", "compile"])
-        self.lm = build_lm(vocab_size, model, [ttr.spec(declaration) for declaration in declarations])
+        self.lm = build_lm(vocab_size, model, [ttr.declare(declaration) for declaration in declarations])
         self.train_settings, self.steps = train, steps
         # The inner function is compiled, never the LightningModule; unbound from the module tree, so that the
         # checkpoint of a compiled run loads into one that is not.

@@ -53,7 +53,7 @@ class Run:
         """Hash of the resolved configuration. Equivalent declarations, whatever their label, are the same run."""
         model = {key: value for key, value in self.model.items() if key != "layer"}  # merged into the declarations
         resolved = {**asdict(self), "model": model, "train": self.train | {"lr": self.lr}}
-        resolved |= {"label": None, "declaration": [ttr.spec(declaration).hash for declaration in self.declaration]}
+        resolved |= {"label": None, "declaration": [ttr.declare(declaration).hash for declaration in self.declaration]}
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

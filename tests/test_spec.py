@@ -18,7 +18,7 @@ from ttr.objectives import L2
 from ttr.regressors import MLP, Linear
 from ttr.signals import make_signal
 
-SAMPLES = 420
+SAMPLES = 500
 
 
 def plain(data: Any) -> bool:

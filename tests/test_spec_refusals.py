@@ -114,6 +114,8 @@ VALUES = {
     "glu depth": ({"regressor": {"kind": "mlp", "depth": 3, "glu": True}, "optimizer": "delta"}, "regressor.glu=true has depth 2", "got depth=3"),
     "expansion": ({"regressor": {"kind": "mlp", "expansion": 0}, "optimizer": "delta"}, "regressor.expansion=0.0: expected > 0"),
     "window": ({"regressor": {"kind": "kernel", "window": 0}}, "regressor.window=0: expected at least 1, or null"),
+    "prefix": ({"regressor": {"kind": "kernel", "window": 4, "prefix": -1}}, "regressor.prefix=-1: expected at least 0"),
+    "prefix alone": ({"regressor": {"kind": "kernel", "prefix": 4}}, "regressor.prefix=4 is what a window does not pass"),
     "ridge": (squares(ridge=0.1), "regressor.ridge=0.1, ridge_floor=0.25: expected 0 <= ridge_floor < ridge"),
     "weight": (squares(weight=-1), "regressor.weight=-1.0: expected >= 0"),
     "p": ({"objective": {"kind": "lp", "p": 1}, "optimizer": "sgd"}, "objective.p=1.0: expected 1 < p < inf"),

@@ -11,9 +11,12 @@ from typing import Any
 
 from .choice import select_path
 from .explanation import explain
-from .explanation.sources import PRESETS, short
+from .explanation.sources import COMPOSITIONS, PRESETS, short
 from .explanation.text import describe
+from .layers.compose import Composition, declare
+from .registry import COMPOSITIONS as COMPOSITION_KINDS
 from .registry import GATES, MIRRORS, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, SpecError
+from .sources import compositions
 from .spec import presets, spec
 
 
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explain(options: argparse.Namespace) -> str:
-    declaration = spec(options.source, **overrides(options.overrides))
+    declaration = declare(options.source, **overrides(options.overrides))
     return str(explain(declaration, d_model=options.d_model, T=options.length))
 
 
@@ -84,19 +87,34 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def listing_text() -> str:
-    """The presets as a table, and the registered kinds per slot."""
+    """The presets and the compositions as tables, and the registered kinds per slot."""
     header = ("name", "regressor", "objective", "optimizer", "gate", "path", "source")
-    rows = [header, *(_row(name) for name in presets())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    table = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    table.insert(1, "  ".join("─" * w for w in widths))
+    memories = _table([header, *(_row(name) for name in presets())])
+    composed = _table([("composition", "kind", "parts", "source"), *(_composed_row(name) for name in compositions())])
     registries = {
         "regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "optimizer.step_rule": STEP_RULES,
         "optimizer.mirror": MIRRORS, "gate": GATES, "a signal's map": SIGNAL_MAPS, "a layer's stages": STAGES,
+        "compose": COMPOSITION_KINDS,
     }  # fmt: skip
     width = max(len(slot) for slot in registries)
     kinds = [f"{slot.ljust(width)}  {', '.join(registry.kinds())}" for slot, registry in registries.items()]
-    return "\n".join([*table, "", "Registered kinds", *kinds])
+    return "\n".join([*memories, "", *composed, "", "Registered kinds", *kinds])
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Aligned columns, a rule under the first row."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [table[0], "  ".join("─" * w for w in widths), *table[1:]]
+
+
+def _composed_row(name: str) -> tuple[str, ...]:
+    declaration = declare(name)
+    assert isinstance(declaration, Composition)  # a file in presets/compositions
+    declared = {part: getattr(declaration, part) for part in declaration.parts}
+    parts = [f"{part} {p.name or describe(p, 'regressor')}" for part, p in declared.items()]
+    parts += [f"persistent {declaration.persistent}"] if declaration.persistent else []
+    return name, declaration.kind, ", ".join(parts), short(COMPOSITIONS[name][0]) if name in COMPOSITIONS else ""
 
 
 def _row(name: str) -> tuple[str, ...]:

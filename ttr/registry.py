@@ -98,6 +98,7 @@ MIRRORS: Registry = Registry("optimizer.mirror", "ttr.mirrors")
 GATES: Registry = Registry("gate", "ttr.gates")
 STAGES: Registry = Registry("stage", "ttr.stages")
 SIGNAL_MAPS: Registry = Registry("map", "ttr.signal_maps")
+COMPOSITIONS: Registry = Registry("compose", "ttr.compositions")
 
 SLOTS = {"regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "gate": GATES}
 
@@ -109,3 +110,4 @@ mirror = MIRRORS.register
 gate = GATES.register
 stage = STAGES.register
 signal_map = SIGNAL_MAPS.register
+composition = COMPOSITIONS.register

@@ -11,7 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 from .registry import SIGNAL_MAPS, SLOTS, SpecError, choose_from, unknown
 from .schema import dump
 
-KEYS = ("name", "base", *SLOTS, "read", "layer")
+KEYS = ("name", "base", *SLOTS, "read", "layer")  # of one memory
+COMPOSED_KEYS = ("name", "base", "compose")  # of a composition
+PARTS = ("memory", "window", "attention")  # fields of `compose` that are declarations themselves
 
 
 @runtime_checkable
@@ -23,7 +25,16 @@ class Declared(Protocol):
 
 def presets() -> list[str]:
     """The names of the declarations that come with ttr; each is a YAML file in ttr/presets."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("ttr").joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+    return _names("presets")
+
+
+def compositions() -> list[str]:
+    """The names of the compositions of layers that come with ttr; each is a YAML file in ttr/presets/compositions."""
+    return _names("presets", "compositions")
+
+
+def _names(*folder: str) -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("ttr").joinpath(*folder).iterdir() if p.name.endswith(".yaml"))
 
 
 def read(source: Any, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -59,9 +70,11 @@ def mapping_of(source: Any, key: str = "spec", seen: tuple[str, ...] = (), folde
         raise SpecError(f"{key}={source!r}: expected a preset name, a YAML path, a mapping or a Spec, got {type(source).__name__}")
     body = {str(k): v for k, v in source.items()}
     for name, value in body.items():
-        if name not in KEYS:
+        if name not in KEYS and name not in COMPOSED_KEYS:
             choices = choose_from(name, KEYS)
             raise SpecError(f"{name}={value!r}: a declaration has no such key; choose from {choices}")
+    if isinstance(body.get("compose"), Mapping):
+        body["compose"] = {n: _anchored(v, folder) if n in PARTS else v for n, v in body["compose"].items()}
     if isinstance(body.get("layer"), Mapping) and "qk" in body["layer"]:
         layer = dict(body["layer"])
         both = layer.pop("qk")
@@ -78,12 +91,19 @@ def mapping_of(source: Any, key: str = "spec", seen: tuple[str, ...] = (), folde
     return merged
 
 
+def _anchored(part: Any, folder: Path | None) -> Any:
+    """A part of a composition; a YAML file that it names in another file is found from that file's folder."""
+    if isinstance(part, Mapping) and "base" in part:
+        return {**part, "base": _anchored(part["base"], folder)}
+    return str(Path(folder or "", part).resolve()) if isinstance(part, str) and part.endswith((".yaml", ".yml")) else part
+
+
 def _locate(name: str, key: str, folder: Path | None) -> str | Path:
     """The name of a preset, or the full path of a YAML file; one named in a file is relative to that file's folder."""
-    if name in presets():
+    if name in presets() or name in compositions():
         return name
     if not name.endswith((".yaml", ".yml")):
-        raise unknown(key, name, presets())
+        raise unknown(key, name, [*presets(), *compositions()])
     path = Path(folder or "", name).resolve()
     if not path.is_file():
         raise SpecError(f"{key}={name!r}: there is no file {str(path)!r}")
@@ -93,7 +113,8 @@ def _locate(name: str, key: str, folder: Path | None) -> str | Path:
 def _read_yaml(where: str | Path, key: str) -> Any:
     from omegaconf import OmegaConf
 
-    path = where if isinstance(where, Path) else resources.files("ttr").joinpath("presets", f"{where}.yaml")
+    folder = ("presets", "compositions") if where in compositions() else ("presets",)
+    path = where if isinstance(where, Path) else resources.files("ttr").joinpath(*folder, f"{where}.yaml")
     try:
         return OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
     except Exception as error:  # of the parser or of an interpolation
@@ -106,11 +127,17 @@ def merge(base: Any, over: Any, key: str) -> Any:
         return over
     if is_dataclass(base):
         base = dump(base)
-    if isinstance(base, str):  # a bare word is shorthand for {kind: word}, a signal's for {map: word}, read's for {at: word}
-        word = (
-            "at" if key == "read" else "kind" if key in (*SLOTS, "map", "step_rule", "mirror") or base not in SIGNAL_MAPS.kinds() else "map"
-        )
-        base = {word: base}
+    if isinstance(base, str):
+        base = {_meaning(base, key): base}
     if not isinstance(base, Mapping):
         return dict(over)
     return {**base, **{k: merge(base[k], v, k) if k in base else v for k, v in over.items()}}
+
+
+def _meaning(word: str, key: str) -> str:
+    """What a bare word is shorthand for: {base: word} of a part, {at: word} of read, {kind: word}, or {map: word} of a signal."""
+    if key in PARTS:
+        return "base"
+    if key == "read":
+        return "at"
+    return "kind" if key in (*SLOTS, "map", "step_rule") or word not in SIGNAL_MAPS.kinds() else "map"

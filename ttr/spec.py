@@ -340,6 +340,11 @@ def _load(name: str) -> bool:
 
 def _resolve(body: Mapping[str, Any]) -> Spec:
     values: dict[str, Any] = {}
+    if "compose" in body:
+        raise SpecError(
+            f"{body.get('name') or 'this declaration'} composes layers (compose={body['compose']!r}), which ttr.layer(d_model, ...) makes; "
+            "here one memory is expected"
+        )
     for key, value in body.items():
         if value is None:
             continue

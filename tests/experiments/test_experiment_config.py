@@ -2,6 +2,7 @@
 
 import pytest
 
+import ttr
 from experiments import config
 from experiments.config import ConfigError
 
@@ -61,6 +62,17 @@ def test_one_mixer_can_be_chosen_and_changed(tiny):
     assert mapping[0]["layer"]["head_dim"] == 8  # of model.layer, as every mixer of the experiment
     hybrid = declarations("mixer=[delta,linear]", "model.n_layers=2")["delta+linear"]
     assert [block["optimizer"] for block in hybrid] == ["delta", "sgd"]
+
+
+def test_a_composition_is_a_mixer_as_any_other(tiny):
+    experiment = config.load(tiny, ["mixer=titans_mag", "mixer.compose.persistent=2"])
+    (mixer,) = experiment.mixers
+    assert mixer.label == "titans_mag compose.persistent=2" and config.load(experiment.to_dict()) == experiment
+    declared = ttr.declare(mixer.declaration[0])
+    assert declared.persistent == 2 and declared.memory.layer.head_dim == declared.window.layer.head_dim == 8  # of model.layer
+    own = {"base": "titans_mag", "compose": {"window": {"base": "softmax_window", "layer": {"head_dim": 4}}}}
+    (changed,) = config.load({**tiny, "mixers": {"changed": own}}).mixers
+    assert ttr.declare(changed.declaration[0]).window.layer.head_dim == 4
 
 
 def test_the_printed_configuration_reads_back_the_same(tiny):

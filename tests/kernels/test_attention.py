@@ -12,17 +12,25 @@ from ttr.kernels.problem import Problem
 from ttr.kernels.torch import attention
 
 N, H, DK, DV = 3, 2, 5, 4
-WINDOWS = [None, 1, 4, 100]
+WINDOWS = [None, 1, 4, 100, (4, 3), (1, 1), (2, 50)]  # or (window, prefix)
 
 
-def make(T: int, *, window: int | None = None, past: int = 0, seed: int = 0, lengths: list[int] | None = None) -> Problem:
+Window = int | tuple[int, int] | None
+
+
+def kernel(window: Window) -> dict:
+    window, prefix = window if isinstance(window, tuple) else (window, 0)
+    return {"kind": "kernel", "window": window, "prefix": prefix}
+
+
+def make(T: int, *, window: Window = None, past: int = 0, seed: int = 0, lengths: list[int] | None = None) -> Problem:
     """A float64 problem whose cache holds `past` pairs (fewer where the window is shorter)."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    spec = ttr.spec({"regressor": {"kind": "kernel", "window": window}})
+    spec = ttr.spec({"regressor": kernel(window)})
     state = attention.initial_state(spec, {}, N, H, DK, DV, torch.float64, "cpu")
     problem = Problem(
         spec=spec, q=draw(N, H, T, DK), k=draw(N, H, T, 1, DK), v=draw(N, H, T, 1, DV), write_key=None,
@@ -33,9 +41,9 @@ def make(T: int, *, window: int | None = None, past: int = 0, seed: int = 0, len
 
 def dense(problem: Problem) -> torch.Tensor:
     """softmax(q k^T + mask) v in one line, for a problem without a cache."""
-    T, window = problem.q.shape[2], problem.spec.regressor.window
+    T, window, prefix = problem.q.shape[2], problem.spec.regressor.window, problem.spec.regressor.prefix
     back = torch.arange(T)[:, None] - torch.arange(T)
-    mask = (back >= 0) & (back < (T if window is None else window))
+    mask = (back >= 0) & ((back < (T if window is None else window)) | (torch.arange(T) < prefix))
     scores = (problem.q @ problem.k[..., 0, :].mT).masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ problem.v[..., 0, :]
 
@@ -116,7 +124,8 @@ def test_ragged_sequences(window):
             _, alone = run(first.sequence(n))
             one, end = run(replace(second.sequence(n), state=alone))
             length = int(end.weights["length"])
-            assert length == min(first.lengths[n] + second.lengths[n], window or 100) == int(last.weights["length"][n])
+            most = sum(window) if isinstance(window, tuple) else window or 100
+            assert length == min(first.lengths[n] + second.lengths[n], most) == int(last.weights["length"][n])
             same(o[n : n + 1, :, : second.lengths[n]], one)
             for name in "kv":
                 cache = last.weights[name][n : n + 1]
@@ -160,3 +169,15 @@ def test_r36_unit_keys_are_a_gaussian_kernel():
     squared = (problem.q[:, :, :, None] - problem.k[:, :, None, :, 0]).square().sum(-1)
     weights = (-squared / 2).exp().tril()
     same(attention.sdpa(problem)[0], (weights / weights.sum(-1, keepdim=True)) @ problem.v[..., 0, :])
+
+
+def test_a_prefix_stays_in_sight_and_in_the_cache():
+    problem = make(20, window=(4, 3))
+    v = problem.v.clone()
+    v[:, :, 1] += 1.0
+    moved = attention.sdpa(replace(problem, v=v))[0] - attention.sdpa(problem)[0]
+    assert (moved.abs().amax((0, 1, 3))[1:] > 0).all()
+    _, state = attention.sdpa(problem)
+    assert state.weights["k"].shape == (N, H, 7, DK) and state.weights["length"].tolist() == [7] * N
+    assert torch.equal(state.weights["k"], problem.k[:, :, [0, 1, 2, 16, 17, 18, 19], 0])
+    assert "i < 3" in ttr.explain(problem.spec).recurrence[0] and ttr.explain(problem.spec, T=50).flops_per_token == 2 * 7 * 128

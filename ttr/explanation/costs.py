@@ -80,7 +80,7 @@ def costs(spec: Spec, s: Sizes, T: int, path: str) -> Costs:
     family = spec.regressor.family
     chunk = None
     if family == "kernel":
-        seen = min(T, spec.regressor.window or T)  # type: ignore[attr-defined]
+        seen = spec.regressor.kept(T)  # type: ignore[attr-defined]
         flops = 2 * seen * (s.dk + s.dv)
         counted = f"the token after {T - 1} others: 2 (dk + dv) for each of the {seen} pairs it sees"
         moved = state_bytes + per_pair
@@ -114,7 +114,7 @@ def _state(spec: Spec, s: Sizes, T: int) -> tuple[dict[str, int], int]:
     if spec.regressor.family == "kernel":
         q, v = torch.zeros(1, 1, s.key_heads, s.dk), torch.zeros(1, 1, s.heads, s.dv)
         _, one = regress(q, q, v, spec, params=params)
-        kept = min(T, spec.regressor.window or T)  # type: ignore[attr-defined]
+        kept = spec.regressor.kept(T)  # type: ignore[attr-defined]
         per_pair = one.nbytes - state.nbytes
         parts = {name: parts[name] + kept * (n - parts[name]) for name, n in _leaves(one.weights).items()}
     parts |= {slot: sum(_leaves(tree).values()) for slot, tree in state.slots.items()}

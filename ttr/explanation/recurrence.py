@@ -33,8 +33,9 @@ def slot_letters(slots: tuple[str, ...]) -> list[str]:
 
 
 def _kernel(spec: Spec) -> tuple[str, ...]:
-    window = getattr(spec.regressor, "window", None)
-    seen = "i ≤ t" if window is None else f"t - {window} < i ≤ t"
+    regressor: Any = spec.regressor
+    seen = "i ≤ t" if regressor.window is None else f"t - {regressor.window} < i ≤ t"
+    seen += f" and i < {regressor.prefix}" if regressor.prefix else ""
     return (f"aₜᵢ = softmaxᵢ({_scaled_query('qₜᵀ kᵢ', spec)}),  {seen}", "oₜ = Σᵢ aₜᵢ vᵢ")
 
 

@@ -42,6 +42,13 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "yaad": ("behrouz2025miras",),
 }
 
+COMPOSITIONS: dict[str, tuple[str, ...]] = {
+    "lact_layer": ("zhang2025lact",),
+    "titans_mac": ("behrouz2025titans",),
+    "titans_mag": ("behrouz2025titans",),
+    "titans_mal": ("behrouz2025titans",),
+}
+
 PIECES: dict[str, tuple[str, ...]] = {
     "regressor.kernel": ("vaswani2017attention",),
     "regressor.least_squares": ("oswald2023mesa", "oswald2025mesanet"),

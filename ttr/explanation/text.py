@@ -14,13 +14,18 @@ from .signals import legend
 from .sources import short
 
 if TYPE_CHECKING:
-    from .explain import Explanation
+    from .memory import Explanation
 
 WIDTH = 110
 
 
 def page(e: Explanation) -> str:
-    parts = [title(e.spec), section("Recurrence", [*e.recurrence, *(["", *coefficients(e.coefficients)] if e.coefficients else [])])]
+    return "\n\n".join([title(e.spec), body(e), listed_sources(e.sources, e.bibtex)])
+
+
+def body(e: Explanation) -> str:
+    """The page between its title and its sources."""
+    parts = [section("Recurrence", [*e.recurrence, *(["", *coefficients(e.coefficients)] if e.coefficients else [])])]
     moving = e.spec.regressor.state_shapes(e.sizes.dk, e.sizes.dv)
     learned = {n: "learned, where the memory begins" if n in moving else "learned, constant" for n in e.learned}
     where = [legend(e.spec, note) for note in e.signals] + [f"{n}: {how}, {list(e.learned[n])}" for n, how in learned.items()]
@@ -33,8 +38,11 @@ def page(e: Explanation) -> str:
     parts.append(section("Among the published mechanisms", [*([e.place] if e.same_as else ["no preset has this mathematics"]), *near]))
     parts.append(section("Path", [f"{e.path} ({e.target}): {e.reason}"]))
     parts.append(section(f"Costs of {_layer(e)}", _costs(e)))
-    parts.append(section("Sources", [f"{short(key)}  [{key}]" for key in e.sources] + ["", *e.bibtex.splitlines()], wrap=False))
     return "\n\n".join(parts)
+
+
+def listed_sources(keys: tuple[str, ...], bibtex: str) -> str:
+    return section("Sources", [f"{short(key)}  [{key}]" for key in keys] + ["", *bibtex.splitlines()], wrap=False)
 
 
 def _short(n: Neighbour) -> str:
@@ -48,7 +56,10 @@ def title(spec: Spec) -> str:
     slots = [("regressor", describe(spec, "regressor")), ("objective", describe(spec, "objective"))]
     slots += [("optimizer", describe(spec, "optimizer")), ("gate", describe(spec, "gate")), ("read", spec.read.at)]
     changed = " (changed)" if spec.name in presets() and spec != read_spec(spec.name) else ""
-    line = f"{spec.name or 'unnamed'}{changed}: " + " · ".join(f"{slot} {value}" for slot, value in slots if value != "-")
+    return underlined(f"{spec.name or 'unnamed'}{changed}: " + " · ".join(f"{slot} {value}" for slot, value in slots if value != "-"))
+
+
+def underlined(line: str) -> str:
     return f"{line}\n{'─' * min(len(line), WIDTH)}"
 
 
@@ -73,6 +84,7 @@ def describe(spec: Spec, slot: str) -> str:
     if slot == "regressor":
         window = getattr(piece, "window", None)
         words += [f"window {window}"] if window is not None else []
+        words += [f"prefix {prefix}"] if (prefix := getattr(piece, "prefix", 0)) else []
         depth = getattr(piece, "depth", None)
         words += [f"depth {depth}"] if depth is not None else []
     return " ".join(words)

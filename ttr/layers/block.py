@@ -1,17 +1,15 @@
-"""Block: a pre-norm residual mixer and, if wanted, a SwiGLU MLP."""
+"""Block: a pre-norm residual layer and, if wanted, a SwiGLU MLP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..spec import Spec
-from .mixer import Mixer
-from .state import MixerState
+from .causal import CausalLayer
+from .compose import Layered, layer
+from .state import LayerState
 
 EPS = 1e-5
 
@@ -40,7 +38,7 @@ class Block(nn.Module):
     def __init__(
         self,
         d_model: int,
-        spec: str | Path | Mapping | Spec,
+        spec: Layered,
         *,
         mlp: Literal["swiglu"] | None = "swiglu",
         mlp_ratio: float = 8 / 3,
@@ -53,7 +51,7 @@ class Block(nn.Module):
         if mlp not in ("swiglu", None):
             raise ValueError(f"mlp={mlp!r}: choose from ['swiglu', None]")
         self.mixer_norm = nn.RMSNorm(d_model, eps=EPS)
-        self.mixer = Mixer(d_model, spec, layer_idx=layer_idx, n_layers=n_layers, path=path, **layer_overrides)
+        self.mixer: CausalLayer[Any] = layer(d_model, spec, layer_idx=layer_idx, n_layers=n_layers, path=path, **layer_overrides)
         self.mlp_norm = nn.RMSNorm(d_model, eps=EPS) if mlp else None
         self.mlp = SwiGLU(d_model, mlp_ratio) if mlp else None
 
@@ -61,16 +59,16 @@ class Block(nn.Module):
         return self._feed(x + self.mixer(self.mixer_norm(x), mask=mask, cu_seqlens=cu_seqlens))
 
     def prefill(
-        self, x: Tensor, state: MixerState | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
-    ) -> tuple[Tensor, MixerState]:
-        y, state = self.mixer.prefill(self.mixer_norm(x), state, mask=mask, cu_seqlens=cu_seqlens)
-        return self._feed(x + y), state
+        self, x: Tensor, state: LayerState | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        y, after = self.mixer.prefill(self.mixer_norm(x), state, mask=mask, cu_seqlens=cu_seqlens)
+        return self._feed(x + y), after
 
-    def step(self, x_t: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        y_t, state = self.mixer.step(self.mixer_norm(x_t), state)
-        return self._feed(x_t + y_t), state
+    def step(self, x_t: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        y_t, after = self.mixer.step(self.mixer_norm(x_t), state)
+        return self._feed(x_t + y_t), after
 
-    def init_state(self, batch_size: int, *, device=None, dtype=None) -> MixerState:
+    def init_state(self, batch_size: int, *, device=None, dtype=None) -> LayerState:
         return self.mixer.init_state(batch_size, device=device, dtype=dtype)
 
     def _feed(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..kernels.paths import fresh_state
 from ..objectives import slopes
 from ..spec import Read, Spec
 from ..stages import Packed, pack, unpack
+from .compose import ComposedLayer
 from .mixer import Inputs, Mixer
 
 
@@ -39,11 +40,14 @@ class Diagnosis:
 def diagnose(module: nn.Module, *inputs: Any, **keywords: Any) -> dict[str, Diagnosis]:
     """Run `module(*inputs, **keywords)` and look into every Mixer in it: {module name: Diagnosis}.
 
-    The same weights, no gradients, and the module is left as it was. Raises ValueError where there is no Mixer.
+    The same weights, no gradients, and the module is left as it was. Compositions are left out: their memories read what
+    other parts make. Raises ValueError where there is no other Mixer.
     """
-    mixers = {name or "mixer": m for name, m in module.named_modules() if isinstance(m, Mixer)}
+    parts = {id(part) for m in module.modules() if isinstance(m, ComposedLayer) for part in m.children()}
+    mixers = {name or "mixer": m for name, m in module.named_modules() if isinstance(m, Mixer) and id(m) not in parts}
     if not mixers:
-        raise ValueError(f"module: {type(module).__name__} contains no ttr.Mixer")
+        but = "but parts of compositions, whose memories read what other parts make" if parts else "at all"
+        raise ValueError(f"module: {type(module).__name__} contains no ttr.Mixer {but}")
     reports: dict[str, Diagnosis] = {}
 
     def watch(name: str) -> Callable:

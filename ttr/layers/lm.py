@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..spec import Spec
 from .block import EPS, Block
-from .mixer import Mixer
+from .causal import CausalLayer
+from .compose import Composition, Layered
 from .state import LMState
 
 
@@ -27,7 +28,7 @@ class LM(nn.Module):
         self,
         vocab_size: int,
         d_model: int,
-        layers: Sequence[str | Path | Mapping | Spec],
+        layers: Sequence[Layered],
         *,
         mlp: Literal["swiglu"] | None = None,
         mlp_ratio: float = 8 / 3,
@@ -37,7 +38,7 @@ class LM(nn.Module):
         **layer_overrides: Any,
     ):
         super().__init__()
-        if isinstance(layers, (str, Path, Mapping, Spec)) or not layers:
+        if isinstance(layers, (str, Path, Mapping, Spec, Composition)) or not layers:
             raise ValueError(f"layers={layers!r}: expected a sequence of specs, one per block, e.g. ['kda', 'softmax']")
         self.init_std, self.tied = init_std, tie_embeddings
         self.embedding = nn.Embedding(vocab_size, d_model)
@@ -52,7 +53,7 @@ class LM(nn.Module):
         self._reset_linear()
 
     @property
-    def specs(self) -> list[Spec]:
+    def specs(self) -> list[Spec | Composition]:
         return [block.mixer.spec for block in self.blocks]  # type: ignore[union-attr]
 
     def reset_parameters(self) -> None:
@@ -77,7 +78,7 @@ class LM(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are no matrices of a linear map; the embedding is one."""
-        own = {f"{name}." for name, m in self.named_modules() if isinstance(m, Mixer)}
+        own = {f"{name}." for name, m in self.named_modules() if isinstance(m, CausalLayer)}
         mixers = {p + n for p in own for n in self.get_submodule(p[:-1]).no_weight_decay()}  # type: ignore[operator]
         norms = {f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.RMSNorm)}
         return mixers | norms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from ..choice import select_path
 from ..gates import constant_decay
 from ..kernels.api import regress
-from ..kernels.arguments import facts_of, sequences
+from ..kernels.arguments import facts_of
 from ..kernels.paths import fresh_state
+from ..kernels.recall import recall
 from ..signals import Signal
 from ..spec import Spec
 from ..spec import spec as read_spec
-from ..stages import Call, OutputGate, Packed, StageModule, StreamSize, Timeline, pack, unpack
+from ..stages import Call, OutputGate, Packed, StageModule, StreamSize, Timeline
 from ..stages.conv import ShiftModule
-from ..state import flatten
+from ..state import State
+from .causal import CausalLayer
 from .signals import SignalProjection, SignalSize
 from .sizes import head_sizes
 from .state import MixerState
@@ -42,15 +44,18 @@ class Inputs:
     params: dict[str, Tensor]
 
 
-class Mixer(nn.Module):
+class Mixer(CausalLayer[MixerState]):
     """A sequence mixer declared by `spec`: tensor in, tensor out, causal.
 
     d_model: width of the input and the output. spec: preset name, YAML path, mapping or Spec. layer_idx, n_layers: the
     layer's place, on which some initialisations and decays depend. path: as in `ttr.regress`. layer_overrides: fields
-    of the declaration's `layer` (n_heads, head_dim, expand_v, q, output, ...).
+    of the declaration's `layer` (n_heads, head_dim, expand_v, q, output, ...). given: those of q, k, v and o whose
+    projections belong to a composition around this mixer, which then runs `heads`.
 
     Raises SpecError or ValueError when the declaration or the sizes have no meaning.
     """
+
+    state_class = MixerState
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Mixer(nn.Module):
         layer_idx: int = 0,
         n_layers: int = 1,
         path: str = "auto",
+        given: Sequence[str] = (),
         **layer_overrides: Any,
     ):
         super().__init__()
@@ -79,12 +85,14 @@ class Mixer(nn.Module):
         self.dk, self.dv = streams["q"].width, streams["v"].width
         select_path(self.spec, path=path, dk=self.dk, dv=self.dv)
         for name in ("q", "k", "v", "write_key"):
-            projection = build_projection(name, streams, d_model) if name in streams else None
+            projection = build_projection(name, streams, d_model) if name in streams and name not in given else None
             if projection is not None:
                 self.add_module(f"{name}_proj", projection)
         output = StreamSize(**{**vars(place), "name": "output", "width": self.dv, "keys": (sizes.key_heads, self.dk)})
         self.output_stages, width = build(self.spec.layer.output or (), output)
-        self.o_proj = nn.Linear(sizes.heads * width, d_model, bias=False)
+        self.width = sizes.heads * width
+        if "o" not in given:
+            self.o_proj = nn.Linear(self.width, d_model, bias=False)
 
         self.signals = self._signal_projection()
         shapes = self.spec.param_shapes(sizes.heads, self.dk, self.dv)
@@ -117,6 +125,11 @@ class Mixer(nn.Module):
     def _by_name(self) -> dict[str, Stream]:
         return dict(self.streams.items())  # type: ignore[arg-type]
 
+    def projected_width(self, name: str) -> int:
+        """Channels of a stream as its projection makes them, all heads together."""
+        stream = self._by_name()[name]
+        return stream.heads * stream.projected_width
+
     def _stage_modules(self) -> list[StageModule]:
         stages = [m for stream in self._by_name().values() for m in stream.stage_modules()]
         return [*stages, *self.output_stages]  # type: ignore[list-item]
@@ -133,48 +146,24 @@ class Mixer(nn.Module):
                 module.reset_parameters()  # type: ignore[operator]
         self._reset_params()
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are no matrices of a linear map: biases, norms, time constants, W_0, ..."""
-        decayed = {f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.Linear)}
-        return {name for name, _ in self.named_parameters()} - decayed
-
     def forward(self, x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        """x: [B, T, d_model] -> [B, T, d_model]; where mask: [B, T] bool is false, nothing is read and 0 comes out.
+        self.warn_unread(x)
+        return super().forward(x, mask, cu_seqlens)
 
-        cu_seqlens: [N + 1] int32 for N sequences packed in one row (B = 1).
-        """
+    def warn_unread(self, x: Tensor) -> None:
+        """Warn when the training sequences x: [B, T, d_model] end before the memory is written."""
         if self.unread and self.training and not torch.compiler.is_compiling() and x.ndim == 3 and 0 < x.shape[1] <= self.unread:
             warnings.warn(
                 f"{self.spec.name or 'Mixer'}: {x.shape[1]} tokens in training, but the memory is first written after "
                 f"mini_batch={self.unread} and read only then: it learns nothing here; set optimizer.mini_batch",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self.prefill(x, mask=mask, cu_seqlens=cu_seqlens)[0]
-
-    def prefill(
-        self, x: Tensor, state: MixerState | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
-    ) -> tuple[Tensor, MixerState]:
-        """`forward` from `state`, and the state after the last token; with cu_seqlens, states lead with N."""
-        self._check_input(x, mask, cu_seqlens, state)
-        if mask is None or bool(mask.all()):
-            return self._run(x, state, cu_seqlens)
-        packed, cu_seqlens = pack(x, mask)
-        y, state = self._run(packed, state, cu_seqlens)
-        return unpack(y, mask), state
-
-    def step(self, x_t: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """One token: x_t [B, d_model] -> y_t [B, d_model] and the next state."""
-        if x_t.ndim != 2 or x_t.shape[1] != self.d_model:
-            raise ValueError(f"x_t: got shape {list(x_t.shape)}, expected [B, {self.d_model}]")
-        if not isinstance(state, MixerState):
-            raise ValueError(f"state: got {type(state).__name__}, expected a ttr.MixerState (from prefill, step or init_state)")
-        y, state = self._run(x_t[:, None], state, None)
-        return y[:, 0], state
 
     def init_state(self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> MixerState:
         """The state before the first token. dtype: of the layer's activations (the memory is float32, or float64)."""
-        device = self.o_proj.weight.device if device is None else torch.device(device)
-        dtype = self.o_proj.weight.dtype if dtype is None else dtype
+        weight = next(self.parameters(), torch.empty(0))
+        device = weight.device if device is None else torch.device(device)
+        dtype = weight.dtype if dtype is None else dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         params = {name: p.to(device=device, dtype=wide) for name, p in self.params.items()}
         memory = fresh_state(self.spec, params, batch_size, self.sizes.heads, self.dk, self.dv, wide, device)
@@ -192,36 +181,38 @@ class Mixer(nn.Module):
         self._check_input(x, None, cu_seqlens)
         return self._inputs(self._begin(x, None, cu_seqlens)[0])
 
-    def _check_input(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: MixerState | None = None) -> None:
-        if x.ndim != 3 or x.shape[2] != self.d_model:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, T, {self.d_model}]")
-        if mask is not None and cu_seqlens is not None:
-            raise ValueError("mask and cu_seqlens both say which tokens belong together; give one")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
-            raise ValueError(f"mask: got {mask.dtype} {list(mask.shape)}, expected torch.bool {list(x.shape[:2])}")
-        if cu_seqlens is not None:
-            sequences(cu_seqlens, x.shape[0], x.shape[1], x.device)
-        n = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-        if state is not None and not isinstance(state, MixerState):
-            raise ValueError(f"state: got {type(state).__name__}, expected a ttr.MixerState (from prefill, step or init_state)")
-        held = {len(t) for t in flatten(state._trees()).values()} if state is not None else {n}
-        if held - {n}:
-            raise ValueError(f"state: got {sorted(held)} sequences, x has {n}")
+    def run(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, MixerState]:
+        o, state = self.heads(x, state, cu_seqlens)
+        return self.o_proj(o), state
 
-    def _run(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, MixerState]:
-        if x.shape[1] == 0:  # nothing is read
-            n = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-            return x.clone(), self.init_state(n, device=x.device) if state is None else state
+    def heads(
+        self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None, projected: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, MixerState]:
+        """The layer up to its output projection: [B, T, width], all heads side by side, and the next state.
+
+        projected: the streams that are `given`, [B, T, d_out] as their projections make them.
+        """
         call, position = self._begin(x, state, cu_seqlens)
-        given = self._inputs(call)
+        given = self._inputs(call, projected)
         o, memory = regress(
             given.q, given.k, given.v, self.spec, write_key=given.write_key, params=given.params,
             initial_state=None if state is None else state.memory, cu_seqlens=cu_seqlens, path=self.path,
             **given.signals,  # type: ignore[arg-type]
         )  # fmt: skip
-        y = self.o_proj(run(self.output_stages, o, call).flatten(2))
+        return self._read_out(o, call), self._after(memory, call, position)
+
+    def recall(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """M*(q): what the memory in `state` says to x: [B, T, d_model] without learning it; only the streams go on."""
+        call, position = self._begin(x, state, None)
+        o = recall(self._inputs(call).q, self.spec, state.memory, dict(self.params.items()))
+        return self.o_proj(self._read_out(o, call)), self._after(state.memory, call, position)
+
+    def _read_out(self, o: Tensor, call: Call) -> Tensor:
+        return run(self.output_stages, o, call).flatten(2)
+
+    def _after(self, memory: State, call: Call, position: dict[str, Tensor]) -> MixerState:
         shift = {"x": call.kept.pop("x")} if self.uses_shift else {}
-        return y, MixerState(memory, call.kept, shift, position)
+        return MixerState(memory, call.kept, shift, position)
 
     def _begin(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Call, dict[str, Tensor]]:
         """The call, and how many tokens will have been read after it."""
@@ -235,10 +226,10 @@ class Mixer(nn.Module):
         call.position, after = timeline.position(x, zero if state is None else state.position["tokens"])
         return call, {"tokens": after}
 
-    def _inputs(self, call: Call) -> Inputs:
-        """Fill the call's streams and signals, and give the regressor's arguments."""
+    def _inputs(self, call: Call, given: Mapping[str, Tensor] | None = None) -> Inputs:
+        """Fill the call's streams and signals, and give the regressor's arguments. given: as `heads` takes them."""
         streams = self._by_name()
-        projected: dict[str, Tensor] = {}
+        projected = {name: y.unflatten(-1, (streams[name].heads, -1)) for name, y in (given or {}).items()}
 
         def project(name: str) -> Tensor:
             stream = streams[name]
@@ -270,7 +261,8 @@ class Mixer(nn.Module):
         return Inputs(pairs["q"], pairs["k"], pairs["v"], pairs.get("write_key"), signals, params)
 
     def extra_repr(self) -> str:
-        device = self.o_proj.weight.device.type if self.path == "auto" else None  # an explicit path is judged where it runs
+        weight = next(self.parameters(), torch.empty(0))
+        device = weight.device.type if self.path == "auto" else None  # an explicit path is judged where it runs
         path, reason = select_path(self.spec, path=self.path, device=device, dk=self.dk, dv=self.dv)
         s = self.sizes
         heads = f"{s.heads} heads" + ("" if s.key_heads == s.heads else f" on {s.key_heads} key heads")

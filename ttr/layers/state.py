@@ -47,10 +47,45 @@ class MixerState(TreeMethods):
 
 
 @dataclass
-class LMState(TreeMethods):
-    """One MixerState per block."""
+class ComposedState(TreeMethods):
+    """What a composition remembers: a MixerState for each of its parts, by name. spec_hash: of the composition."""
 
-    layers: tuple[MixerState, ...]
+    parts: dict[str, MixerState]
+    spec_hash: str = ""
+
+    def _trees(self):
+        return {name: part._trees() for name, part in self.parts.items()}
+
+    def _with(self, trees):
+        return ComposedState({name: part._with(trees[name]) for name, part in self.parts.items()}, self.spec_hash)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tensors and the hashes of the declarations: `torch.load(..., weights_only=True)` reads it back."""
+        return {"parts": {name: part.to_dict() for name, part in self.parts.items()}, "spec_hash": self.spec_hash}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], spec: Any) -> ComposedState:
+        """The inverse of `to_dict`; spec: the composition's declaration, or its layer. Raises ValueError for another's."""
+        missing = [name for name in ("parts", "spec_hash") if name not in data]
+        if missing:
+            raise ValueError(f"composed state is missing {missing}; expected the keys ['parts', 'spec_hash']")
+        composition = getattr(spec, "spec", spec)
+        if data["spec_hash"] != composition.hash:
+            raise ValueError(f"state.spec_hash={data['spec_hash']!r} was made under another declaration; this one has {composition.hash!r}")
+        remembered = composition.remembered()
+        if data["parts"].keys() != remembered.keys():
+            raise ValueError(f"state.parts: got {sorted(data['parts'])}, expected {sorted(remembered)}")
+        return cls({name: MixerState.from_dict(data["parts"][name], part) for name, part in remembered.items()}, data["spec_hash"])
+
+
+LayerState = MixerState | ComposedState
+
+
+@dataclass
+class LMState(TreeMethods):
+    """One MixerState, or ComposedState, per block."""
+
+    layers: tuple[LayerState, ...]
 
     def _trees(self):
         return {str(i): layer._trees() for i, layer in enumerate(self.layers)}
@@ -68,7 +103,8 @@ class LMState(TreeMethods):
         if "layers" not in data or len(data["layers"]) != len(specs):
             got = len(data["layers"]) if "layers" in data else "no"
             raise ValueError(f"model state: got {got} layers, expected {len(specs)}")
-        return cls(tuple(MixerState.from_dict(d, s) for d, s in zip(data["layers"], specs, strict=True)))
+        kinds = [ComposedState if "parts" in layer else MixerState for layer in data["layers"]]
+        return cls(tuple(kind.from_dict(d, s) for kind, d, s in zip(kinds, data["layers"], specs, strict=True)))
 
 
 pytree.register_pytree_node(
@@ -76,5 +112,11 @@ pytree.register_pytree_node(
     lambda s: ([s.memory, s.conv, s.shift, s.position], None),
     lambda children, _: MixerState(*children),
     serialized_type_name="ttr.MixerState",
+)
+pytree.register_pytree_node(
+    ComposedState,
+    lambda s: (list(s.parts.values()), (tuple(s.parts), s.spec_hash)),
+    lambda children, context: ComposedState(dict(zip(context[0], children, strict=True)), context[1]),
+    serialized_type_name="ttr.ComposedState",
 )
 pytree.register_pytree_node(LMState, lambda s: (list(s.layers), None), lambda c, _: LMState(tuple(c)), serialized_type_name="ttr.LMState")
