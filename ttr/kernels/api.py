@@ -43,8 +43,8 @@ def regress(
     q, k: [B, T, H, dk]; v: [B, T, Hv, dv], Hv a multiple of H (value head h reads with key head h // (Hv / H)). With
     `steps: n`, k, v, write_key and step carry a micro-step axis after T ([B, T, n, H, d]); without it a pair repeats.
     Signals are values, not logits: [B, T, Hv], [B, T, Hv, dk] where declared per key, [B, T, Hv, dv] per value, and one for
-    each of spec.weight_names per tensor; a number stands for all tokens. log_decay: [Hv], [B, T, Hv] or [B, T, Hv, dk],
-    natural log, <= 0. A declared signal may be left out only where its declaration is a number (or the gate is fixed).
+    each of spec.weight_names per tensor or pair per window; a number stands for all tokens. log_decay: [Hv], [B, T, Hv] or
+    [B, T, Hv, dk], natural log, <= 0. A declared signal may be left out only where its declaration is a number (or the gate is fixed).
     params: learned constants from `spec.init_params(Hv, dk, dv)`. scale: None means the declaration's.
     initial_state: a State, or [B, Hv, dk, dv] for linear regressors. cu_seqlens: [N+1] int32, B = 1; states have N.
     path: auto | definition | recurrent | chunk | dual | sdpa | triton, or {kind: chunk, chunk_size: 32}. triton (what auto
