@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import index
 from typing import Any
 
@@ -15,7 +16,15 @@ from .registry import unknown
 from .spec import spec as read_spec
 
 NAMES = (*dict.fromkeys(path for _, path in PATHS), "triton")
+PathChoice = str | Mapping[str, Any]  # a path's name, or {kind: name, option: value, ...}
 SHORT = 8  # tokens below which one event at a time beats setting up a chunk
+
+
+def kind_of(path: PathChoice) -> str:
+    """The name in a path, `auto` where a mapping has none; its options are the call's to judge."""
+    if not isinstance(path, (str, Mapping)):
+        raise ValueError(f"path: got {type(path).__name__}, expected a path's name or a mapping, as {{'kind': 'chunk', 'chunk_size': 32}}")
+    return path if isinstance(path, str) else path.get("kind", "auto")
 
 
 def select_path(

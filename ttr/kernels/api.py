@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choice import select_path
+from ..choice import PathChoice, kind_of, select_path
 from ..registry import unknown
 from ..spec import Spec
 from ..spec import spec as read_spec
@@ -35,7 +35,7 @@ def regress(
     scale: float | None = None,
     initial_state: State | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    path: str | Mapping[str, Any] = "auto",
+    path: PathChoice = "auto",
     **signals: Tensor | float,
 ) -> tuple[Tensor, State]:
     """Read a sequence with a test-time regressor: o_t = f_t(scale q_t), f_t trained on the pairs (k_i, v_i), i <= t.
@@ -47,7 +47,8 @@ def regress(
     [B, T, Hv, dk], natural log, <= 0. A declared signal may be left out only where its declaration is a number (or the gate is fixed).
     params: learned constants from `spec.init_params(Hv, dk, dv)`. scale: None means the declaration's.
     initial_state: a State, or [B, Hv, dk, dv] for linear regressors. cu_seqlens: [N+1] int32, B = 1; states have N.
-    path: auto | definition | recurrent | chunk | dual | sdpa | triton, or {kind: chunk, chunk_size: 32}. triton (what auto
+    path: auto | definition | recurrent | chunk | dual | sdpa | triton, or with an option {kind: chunk, chunk_size: 32} or
+    {kind: dual, compile: true} (mini-batches through torch.compile: minutes at first, then many times faster). triton (what auto
     takes on a GPU of compute capability 9.0 or more, where it serves) computes in the widest dtype of q, k and v, has no
     second derivative, and looks at the values of cu_seqlens on the device alone: wrong ones are a device-side assertion.
     The layer part of the declaration (norms, feature maps, projections) never acts here.
@@ -90,12 +91,10 @@ def widest(call: Call) -> torch.dtype:
     return dtype if dtype == call.k.dtype == call.v.dtype else torch.promote_types(torch.promote_types(dtype, call.k.dtype), call.v.dtype)
 
 
-def _choose(path: str | Mapping[str, Any], call: Call, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
+def _choose(path: PathChoice, call: Call, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
     """The path of a call, and its options."""
-    if not isinstance(path, (str, Mapping)):
-        raise ValueError(f"path: got {type(path).__name__}, expected a path's name or a mapping, as {{'kind': 'chunk', 'chunk_size': 32}}")
-    options = {} if isinstance(path, str) else dict(path)
-    asked = path if isinstance(path, str) else options.pop("kind", "auto")
+    asked = kind_of(path)
+    options = {} if isinstance(path, str) else {name: x for name, x in path.items() if name != "kind"}
     spec, device, (_, T, _, _, dk, dv) = call.spec, call.q.device, call.sizes
     kind, _ = select_path(
         spec, path=asked, length=None if options else T, device=device.type, dtype=dtype, dk=dk, dv=dv, capability=capability_of(device)

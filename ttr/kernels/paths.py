@@ -18,7 +18,7 @@ PATHS = {
     ("trained", "definition"): (definition, ()),
     ("trained", "recurrent"): (recurrent, ()),
     ("trained", "chunk"): (chunk, ("chunk_size",)),
-    ("trained", "dual"): (dual, ()),
+    ("trained", "dual"): (dual, ("compile",)),
     ("least_squares", "definition"): (least_squares.definition, ()),
     ("least_squares", "recurrent"): (least_squares.recurrent, ()),
     ("least_squares", "chunk"): (least_squares.chunk, ("chunk_size",)),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..choice import PathChoice
 from .causal import CausalLayer
 from .compose import Layered, layer
 from .state import LayerState
@@ -44,7 +45,7 @@ class Block(nn.Module):
         mlp_ratio: float = 8 / 3,
         layer_idx: int = 0,
         n_layers: int = 1,
-        path: str = "auto",
+        path: PathChoice = "auto",
         **layer_overrides: Any,
     ):
         super().__init__()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..choice import PathChoice
 from ..spec import Spec
 from .block import EPS, Block
 from .causal import CausalLayer
@@ -34,7 +35,7 @@ class LM(nn.Module):
         mlp_ratio: float = 8 / 3,
         tie_embeddings: bool = True,
         init_std: float | None = 0.02,
-        path: str = "auto",
+        path: PathChoice = "auto",
         **layer_overrides: Any,
     ):
         super().__init__()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..choice import select_path
+from ..choice import PathChoice, kind_of, select_path
 from ..gates import constant_decay
 from ..kernels.api import regress
 from ..kernels.arguments import facts_of
@@ -64,7 +64,7 @@ class Mixer(CausalLayer[MixerState]):
         *,
         layer_idx: int = 0,
         n_layers: int = 1,
-        path: str = "auto",
+        path: PathChoice = "auto",
         given: Sequence[str] = (),
         **layer_overrides: Any,
     ):
@@ -83,7 +83,7 @@ class Mixer(CausalLayer[MixerState]):
         streams = build_streams(self.spec, sizes, self.pairs, place)
         self.streams = nn.ModuleDict(streams)
         self.dk, self.dv = streams["q"].width, streams["v"].width
-        select_path(self.spec, path=path, dk=self.dk, dv=self.dv)
+        select_path(self.spec, path=kind_of(path), dk=self.dk, dv=self.dv)
         for name in ("q", "k", "v", "write_key"):
             projection = build_projection(name, streams, d_model) if name in streams and name not in given else None
             if projection is not None:
@@ -262,8 +262,8 @@ class Mixer(CausalLayer[MixerState]):
 
     def extra_repr(self) -> str:
         weight = next(self.parameters(), torch.empty(0))
-        device = weight.device.type if self.path == "auto" else None  # an explicit path is judged where it runs
-        path, reason = select_path(self.spec, path=self.path, device=device, dk=self.dk, dv=self.dv)
+        device = weight.device.type if kind_of(self.path) == "auto" else None  # an explicit path is judged where it runs
+        path, reason = select_path(self.spec, path=kind_of(self.path), device=device, dk=self.dk, dv=self.dv)
         s = self.sizes
         heads = f"{s.heads} heads" + ("" if s.key_heads == s.heads else f" on {s.key_heads} key heads")
         name = self.spec.name or "unnamed"

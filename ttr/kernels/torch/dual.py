@@ -14,7 +14,8 @@ another; backward keeps the states between groups of them and makes the rest aga
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from math import isqrt
 from typing import Any
 
@@ -28,22 +29,27 @@ from ...lowering import Coefficients, coefficients, effective_signals, keep_fact
 from ...spec import Spec
 from ...state import State
 from ..problem import Problem
+from .compiled import compiled_once
 from .dual_weights import Looked, Made, Moved
 from .masks import masks
 from .recompute import recomputed
 
 Weights = dict[str, Tensor]
+Run = Callable[[dict, dict, Weights], tuple[Tensor, dict]]
 
 
-def dual(problem: Problem) -> tuple[Tensor, State]:
-    """(o [N, H, T, dv], state). Sequences that differ in length or in the position of their mini-batch run one by one."""
+def dual(problem: Problem, compile: bool = False) -> tuple[Tensor, State]:
+    """(o [N, H, T, dv], state). Sequences that differ in length or in the position of their mini-batch run one by one.
+
+    compile: whole mini-batches run through `torch.compile`, once compiled (minutes) for all of their kind.
+    """
     positions = problem.state.mini_batch["position"].tolist()
     if problem.lengths is None and len(set(positions)) == 1:
-        return _together(problem, positions[0])
+        return _together(problem, positions[0], compile)
     parts = []
     for i, position in enumerate(positions):
         one = problem.sequence(i)
-        o, state = _together(one, position) if one.q.shape[2] else (one.v[:, :, :, 0], one.state)
+        o, state = _together(one, position, compile) if one.q.shape[2] else (one.v[:, :, :, 0], one.state)
         parts.append((torch.nn.functional.pad(o, (0, 0, 0, problem.q.shape[2] - o.shape[2])), state))
     return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
 
@@ -52,7 +58,7 @@ KEPT = 8  # up to so many mini-batches backward finds the whole graph of; longer
 TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients; everything else is [N, H, T, ...]
 
 
-def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
+def _together(problem: Problem, position: int, compile: bool) -> tuple[Tensor, State]:
     spec, T = problem.spec, problem.q.shape[2]
     gathered = {name: x for name, x in problem.state.mini_batch.items() if name != "position"}
     memory: dict[str, dict] = {"weights": problem.state.weights, "slots": problem.state.slots, "mini_batch": gathered}
@@ -62,7 +68,7 @@ def _together(problem: Problem, position: int) -> tuple[Tensor, State]:
     groups = [lengths[i : i + several] for i in range(0, len(lengths), several)]
     outputs = []
     for tokens, group in zip(_cut(_tokens(problem), [sum(group) for group in groups]), groups, strict=True):
-        run = partial(_group, spec, group, position)
+        run = partial(_group, spec, group, position, compile)
         o, memory = recomputed(run, tokens, memory, problem.params) if len(groups) > 1 else run(tokens, memory, problem.params)
         outputs.append(o)
         position = (position + sum(group)) % size
@@ -101,7 +107,9 @@ def _cut(tokens: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
     return pieces
 
 
-def _group(spec: Spec, lengths: list[int], position: int, tokens: dict, memory: dict, params: Weights) -> tuple[Tensor, dict]:
+def _group(
+    spec: Spec, lengths: list[int], position: int, compile: bool, tokens: dict, memory: dict, params: Weights
+) -> tuple[Tensor, dict]:
     """Consecutive mini-batches of all heads, the first of them open at `position`."""
     outputs = []
     for length, own in zip(lengths, _cut(tokens, lengths), strict=True):
@@ -111,11 +119,23 @@ def _group(spec: Spec, lengths: list[int], position: int, tokens: dict, memory: 
             part["log_decay"] = own["log_decay"]
         if "A" in own:
             part |= masks(spec, Coefficients(**{name: own[name] for name in TOKEN_AXIS}))
-        mini_batch = MiniBatch(spec, position, closes=position + length == spec.mini_batch)
-        o, memory = vmap(vmap(mini_batch.run), in_dims=(0, 0, None))(part, memory, params)
+        closes = position + length == spec.mini_batch
+        run = compiled(spec) if compile and closes and position == 0 else heads(spec, position, closes)
+        o, memory = run(part, memory, params)
         outputs.append(o)
-        position = 0 if mini_batch.closes else position + length
+        position = 0 if closes else position + length
     return torch.cat(outputs, 2), memory
+
+
+def heads(spec: Spec, position: int, closes: bool) -> Run:
+    """`MiniBatch.run` on [N, H, ...]."""
+    return vmap(vmap(MiniBatch(spec, position, closes).run), in_dims=(0, 0, None))
+
+
+@cache
+def compiled(spec: Spec) -> Run:
+    """The same for a whole mini-batch, compiled."""
+    return compiled_once(heads(spec, 0, True), f"the mini-batch of {spec.name or spec.regressor.kind}")
 
 
 class MiniBatch:

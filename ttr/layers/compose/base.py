@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...choice import PathChoice
 from ...constant import Declaration
 from ...registry import COMPOSITIONS, SpecError
 from ...schema import default_of, dump
@@ -30,10 +31,10 @@ class Place:
     d_model: int
     layer_idx: int
     n_layers: int
-    path: str
+    path: PathChoice
     layer_overrides: Mapping[str, Any]
 
-    def mixer(self, spec: Spec, *, path: str = "auto", given: tuple[str, ...] = ()) -> Mixer:
+    def mixer(self, spec: Spec, *, path: PathChoice = "auto", given: tuple[str, ...] = ()) -> Mixer:
         return Mixer(
             self.d_model, spec, layer_idx=self.layer_idx, n_layers=self.n_layers, path=path, given=given, **self.layer_overrides
         )  # fmt: skip

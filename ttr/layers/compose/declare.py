@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...choice import PathChoice
 from ...registry import COMPOSITIONS, SpecError
 from ...schema import parse_kind
 from ...sources import COMPOSED_KEYS, read
@@ -40,7 +41,7 @@ def declare(source: Layered, **overrides: Any) -> Spec | Composition:
 
 
 def layer(
-    d_model: int, spec: Layered, *, layer_idx: int = 0, n_layers: int = 1, path: str = "auto", **layer_overrides: Any
+    d_model: int, spec: Layered, *, layer_idx: int = 0, n_layers: int = 1, path: PathChoice = "auto", **layer_overrides: Any
 ) -> Mixer | ComposedLayer:
     """The layer that `spec` declares, a Mixer or a composition of them: [B, T, d_model] -> [B, T, d_model], causal.
 

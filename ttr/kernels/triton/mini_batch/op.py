@@ -45,9 +45,8 @@ def _form(*numbers):
 def _forward(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, *form):
     from . import run
 
-    given: Any = _ready(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias)
-    made: Any = _form(*form)
-    o, last, last_bias, starts, start_biases, gradient = run.forward(*given, made)
+    given: Any = *_ready(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias), _form(*form)
+    o, last, last_bias, starts, start_biases, gradient = run.forward(*given)
     return [x for x in (o, last, starts, gradient, last_bias, start_biases) if x is not None]
 
 

@@ -1,0 +1,53 @@
+"""path={kind: dual, compile: true}: whole mini-batches through torch.compile, traced here and run by torch's own operators."""
+
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import ttr
+from ttr import testing
+from ttr.kernels.torch import dual
+
+SPEC = ttr.spec({"regressor": {"kind": "mlp", "depth": 1}, "optimizer": {"kind": "sgd", "mini_batch": 2}, "objective": "l2"})
+COMPILED = {"kind": "dual", "compile": True}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    dual.compiled.cache_clear()
+    yield
+    dual.compiled.cache_clear()
+
+
+def case() -> testing.Inputs:
+    """Two whole mini-batches and an open one."""
+    return testing.random_inputs(SPEC, T=5, B=1, H=1, Hv=1, dk=4, dv=4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks, and hides its warning
+def test_the_same_numbers():
+    counters.clear()
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+        got = testing.evaluate(case(), COMPILED)
+        testing.evaluate(case(), COMPILED)
+    testing.assert_close(got, testing.evaluate(case(), "dual"), 1e-12, "compiled")
+    assert counters["stats"]["unique_graphs"] == 1, "one for both mini-batches of both calls"
+
+
+def test_what_cannot_be_compiled_says_so_and_runs():
+    def refuse(*args, **kwargs):
+        raise torch._dynamo.exc.Unsupported("no such thing")
+
+    with mock.patch.object(torch, "compile", lambda fn, **how: refuse), pytest.warns(UserWarning, match="runs eagerly: no such thing"):
+        got = testing.evaluate(case(), COMPILED)
+    testing.assert_close(got, testing.evaluate(case(), "dual"), 1e-12, "eager")
+
+
+def test_a_layer_takes_a_path_with_options():
+    layer = ttr.Mixer(16, "ttt_mlp", n_heads=1, head_dim=16, path={"kind": "dual", "compile": False})
+    assert "path=dual" in repr(layer)
+    with pytest.raises(ValueError, match="option='compiled' is not known"):
+        ttr.Mixer(16, "ttt_mlp", n_heads=1, head_dim=16, path={"kind": "dual", "compiled": True})(torch.randn(1, 4, 16))
