@@ -111,8 +111,12 @@ def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: 
         mask, rows, kept = (torch.empty(B, M, H, *shape) for shape in ((size, size), (slots, size), (slots, slots)))
         gamma = torch.empty(H, dv) if normed else None
         first, first_bias = torch.empty(B, H, slots, dk, dv), torch.empty(B, H, slots, dv) if biased else None
-        form = mini_batch.Form(normed, 1e-6, 1 / dv, 1 / dv)
-        given = q, q, v, mask, rows, rows, kept, gamma, gamma
+        form = mini_batch.Form(size, normed, 1e-6, 1 / dv, 1 / dv, False)
+        if biased:  # as TTT: nothing but gradients moves the weights
+            numbers = None, None, torch.empty(B, M * size, H), None, torch.empty(H, size)
+        else:
+            numbers = mask, rows, rows, kept, None
+        given = q, q, v, *numbers, gamma, gamma
         o, last, last_bias, *saved = mini_batch.forward(*given, first, first_bias, form)
         mini_batch.backward(o, last, last_bias, *given, first_bias, *saved, form)
     return found

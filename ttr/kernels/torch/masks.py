@@ -18,12 +18,13 @@ from .chunk import double, tokens_as_blocks
 
 @constant
 def stands_still(spec) -> bool:
-    """Whether nothing but gradients moves the weights: one slot, no gate, no decay of the optimizer's own."""
+    """Whether nothing but gradients moves the weights, and they are read as they are: one slot, nothing decays it."""
     lead = (3, 1)
     generator = torch.Generator().manual_seed(0)
     values = {name: torch.rand(*lead, 1, 1, generator=generator) for name in spec.optimizer.signals()}
-    A = coefficients(spec, values, None, lead, False).A
-    return not spec.gate.decays and A.shape[0] == 1 and bool((A == 1).all())
+    probed = coefficients(spec, values, None, lead, False)
+    still = probed.A.shape[0] == 1 and bool((probed.A == 1).all()) and bool((probed.read == 1).all())
+    return still and not spec.gate.decays
 
 
 def masks(spec, probed: Coefficients) -> dict[str, Tensor]:
@@ -74,14 +75,3 @@ def _of_slots(spec, A: Tensor, b: Tensor, read: Tensor) -> dict[str, Tensor]:
         "F": blocks.column[0, :, :, 0, : m * n, 0].unflatten(1, heads).movedim(0, 2),
         "phi": blocks.phi[:, :, :, 0, 0].unflatten(2, heads).movedim((0, 1), (2, 3)),
     }
-
-
-def weigh_positions(m: dict[str, Tensor], factor: Tensor) -> dict[str, Tensor]:
-    """The masks of whole mini-batches whose token t reads, and whose end keeps, W_start + factor_t (W_t - W_start) (TTT).
-
-    factor: [m] or [H, m]; one slot.
-    """
-    row, last = factor[..., None, :], factor[..., -1, None, None]
-    return {
-        "R": factor[..., None] * m["R"], "Q0": row * m["Q0"] + (1 - row), "F": last * m["F"], "phi": last * m["phi"] + (1 - last),
-    }  # fmt: skip

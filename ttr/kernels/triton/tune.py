@@ -50,6 +50,8 @@ def tune(
     select_path(spec, path="triton", device=device.type, dtype=dtype, dk=dk, dv=dv, capability=capability_of(device))
     if Hv % H:
         raise ValueError(f"Hv={Hv}: expected a multiple of H={H}")
+    if spec.mini_batch != 1:
+        raise ValueError(f"optimizer.mini_batch={spec.mini_batch}: the kernels over mini-batches have no table of configurations")
     plan, arch = plan_of(spec, dv), configs.arch_of(device)
     width = dv + plan.pad
     call = _Call(spec, B, T, H, Hv, dk, width, dtype, device)

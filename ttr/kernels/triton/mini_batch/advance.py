@@ -5,12 +5,12 @@ import triton.language as tl
 from ..launch import kernel
 from ..tiles import load_block, load_rows, store_rows
 from .inner import layer_input, loss_gradient, normalized, slope
-from .places import load_affine, load_mixing, load_token_numbers, place_of, store_block
+from .places import load_affine, load_mixing, load_written, place_of, store_block
 
 
 @kernel("T batches eps curvature gain")
 def advance_kernel(
-    k, v, written, kept, gamma, beta, first, first_bias, starts, start_biases, gradient, last, last_bias,
+    k, v, mask, written, kept, factor, gamma, beta, first, first_bias, starts, start_biases, gradient, last, last_bias,
     T, batches, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
@@ -54,12 +54,12 @@ def advance_kernel(
         g = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM).to(key.dtype)
         store_rows(gradient + head * DV, token, g, t, valid, values, HV * DV, DV, BV)
         g = g.to(tl.float32)
-        f = load_token_numbers(written, place * SLOTS, t, valid, SIZE)
+        f = load_written(mask, written, factor, place * SLOTS, head, token, t, valid, HV, SIZE)
         write = f[:, None] * g
         if SLOTS == 2:
             store_block(starts + (place * SLOTS + 1) * DK * DV, n_z, keys, values, DK, DV)
             own, across, back, moved = load_mixing(kept, place)
-            n_f = load_token_numbers(written, place * SLOTS + 1, t, valid, SIZE)
+            n_f = load_written(mask, written, factor, place * SLOTS + 1, head, token, t, valid, HV, SIZE)
             n_write = n_f[:, None] * g
             z, n_z = own * z + across * n_z, back * z + moved * n_z
             n_z = tl.dot(tl.trans(key), n_write.to(key.dtype), acc=n_z, input_precision=PRECISION)
@@ -67,7 +67,7 @@ def advance_kernel(
                 tl.store(start_biases + (place * SLOTS + 1) * DV + values, n_c, mask=values < DV)
                 c, n_c = own * c + across * n_c, back * c + moved * n_c
                 n_c += tl.sum(n_write, 0)
-        else:
+        elif kept is not None:
             own = tl.load(kept + place)
             z *= own
             c *= own

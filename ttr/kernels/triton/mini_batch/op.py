@@ -1,8 +1,9 @@
 """ttr::mini_batch_forward and ttr::mini_batch_backward, importable without triton, and the autograd.Function around them.
 
 q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype, T a multiple of the mini-batch b. In float32, for the T / b mini-batches of
-a row: mask R [B, T / b, Hv, b, b], rows Q0 and written F [B, T / b, Hv, r, b], kept phi [B, T / b, Hv, r, r]; gamma, beta
-[Hv, dv] or None; first, last [B, Hv, r, dk, dv], their biases [B, Hv, r, dv] or None.
+a row: mask R [B, T / b, Hv, b, b], rows Q0 and written F [B, T / b, Hv, r, b], kept phi [B, T / b, Hv, r, r]; or no mask, rows
+and kept but written [B, T, Hv] and factor [Hv, b] or None (`places`). gamma, beta [Hv, dv] or None; first, last
+[B, Hv, r, dk, dv], their biases [B, Hv, r, dv] or None.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from torch import Tensor
 from ..autograd import apply, differentiated
 from ..ops import _on_cpu, _on_its_device, _ready
 
+TENSORS = 12  # the first arguments of an operator
 library = torch.library.Library("ttr", "FRAGMENT")
 _INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor mask, Tensor rows, Tensor written, Tensor kept, Tensor? gamma, Tensor? beta, Tensor first, "
-    "Tensor? first_bias"
+    "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? rows, Tensor written, Tensor? kept, Tensor? factor, Tensor? gamma, "
+    "Tensor? beta, Tensor first, Tensor? first_bias"
 )
-_FORM = "bool residual, float eps, float curvature, float gain"
+_FORM = "int size, bool residual, float eps, float curvature, float gain, bool before"
 library.define(
     # o, last, starts, gradient and, with biases, last_bias, start_biases
     f"mini_batch_forward({_INPUTS}, {_FORM}) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 library.define(
-    # dq, dk, dv, dmask, drows, dwritten, dfirst and, where they were given, dgamma, dbeta, dfirst_bias and (if mixed) dkept
+    # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta, dfirst_bias those that were given
     f"mini_batch_backward(Tensor do, Tensor dlast, Tensor? dlast_bias, {_INPUTS}, Tensor starts, Tensor gradient, "
     f"Tensor? start_biases, {_FORM}, bool mixed) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
@@ -42,41 +44,40 @@ def _form(*numbers):
     return Form(*numbers)
 
 
-def _forward(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, *form):
+def _forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, *form):
     from . import run
 
-    given: Any = *_ready(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias), _form(*form)
+    given: Any = *_ready(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias), _form(*form)
     o, last, last_bias, starts, start_biases, gradient = run.forward(*given)
     return [x for x in (o, last, starts, gradient, last_bias, start_biases) if x is not None]
 
 
 def _backward(
-    do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, starts, gradient, start_biases,
-    *options,
+    do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, starts, gradient,
+    start_biases, *options,
 ):  # fmt: skip
     from . import run
 
-    given: Any = _ready(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, gamma, beta)
     *form, mixed = options
+    given: Any = _ready(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta)
     rest: Any = first_bias, starts, start_biases, gradient, _form(*form), mixed
-    got = run.backward(*given, *rest)
-    *many, dkept, dgamma, dbeta, dfirst, dfirst_bias = got
-    return [*many, dfirst, *(x for x in (dgamma, dbeta, dfirst_bias, dkept) if x is not None)]
+    dq, dk, dv, dmask, drows, dwritten, *some, dfirst, dfirst_bias = run.backward(*given, *rest)
+    return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some, dfirst_bias) if x is not None)]
 
 
 def _like(*tensors: Tensor | None) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors if x is not None]
 
 
-def _fake_forward(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, *form):
-    B, M, Hv, r = rows.shape[:4]
-    starts = q.new_empty(B, M, Hv, r, *first.shape[3:])
-    biases = [] if first_bias is None else [first_bias, first_bias.new_empty(B, M, Hv, r, v.shape[3])]
-    return [*_like(v, first), starts, *_like(v, *biases)]
+def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, size, *form):
+    B, T, _, dv = v.shape
+    saved = B, T // size, *first.shape[1:3]
+    biases = [] if first_bias is None else [first_bias, first_bias.new_empty(*saved, dv)]
+    return [*_like(v, first), q.new_empty(*saved, *first.shape[3:]), *_like(v, *biases)]
 
 
-def _fake_backward(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, *rest):
-    return _like(q, k, v, mask, rows, written, first, gamma, beta, first_bias, kept if rest[-1] else None)
+def _fake_backward(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, *rest):
+    return _like(q, k, v, written, first, mask, rows, kept if rest[-1] else None, factor, gamma, beta, first_bias)
 
 
 for _name, _kernel, _fake in (("mini_batch_forward", _forward, _fake_forward), ("mini_batch_backward", _backward, _fake_backward)):
@@ -86,7 +87,7 @@ for _name, _kernel, _fake in (("mini_batch_forward", _forward, _fake_forward), (
 
 
 class MiniBatches(torch.autograd.Function):
-    """(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, *form) -> o, last, starts, gradient, the biases of both."""
+    """(q, k, ..., first_bias, *form) -> o, last, starts, gradient, the biases of last and starts."""
 
     @staticmethod
     def forward(*args):
@@ -95,16 +96,16 @@ class MiniBatches(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.form = inputs[11:]
+        ctx.form = inputs[TENSORS:]
         _, _, starts, gradient, _, start_biases = output
         ctx.mark_non_differentiable(*(x for x in (starts, gradient, start_biases) if x is not None))
-        ctx.save_for_backward(*inputs[:11], starts, gradient, start_biases)
+        ctx.save_for_backward(*inputs[:TENSORS], starts, gradient, start_biases)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, do, dlast, _starts, _gradient, dlast_bias, _start_biases):
         *inputs, starts, gradient, start_biases = ctx.saved_tensors
-        v, gamma, first, first_bias = inputs[2], inputs[7], inputs[9], inputs[10]
+        _, _, v, mask, rows, _, kept, factor, gamma, beta, first, first_bias = inputs
         do = torch.zeros_like(v) if do is None else do
         dlast = torch.zeros_like(first) if dlast is None else dlast
         if first_bias is not None and dlast_bias is None:
@@ -112,10 +113,11 @@ class MiniBatches(torch.autograd.Function):
         backward = Gradients.apply if torch.is_grad_enabled() else Gradients.forward
         mixed = ctx.needs_input_grad[6]
         got = iter(backward(do, dlast, dlast_bias, *inputs, starts, gradient, start_biases, *ctx.form, mixed))
-        many, dfirst = [next(got) for _ in range(6)], next(got)
-        dgamma, dbeta = (next(got), next(got)) if gamma is not None else (None, None)
-        dfirst_bias = None if first_bias is None else next(got)
-        return *many, next(got) if mixed else None, dgamma, dbeta, dfirst, dfirst_bias, None, None, None, None
+        dq, dk, dv, dwritten, dfirst = (next(got) for _ in range(5))
+        dmask, drows, dkept, dfactor, dgamma, dbeta, dbias = (
+            None if x is None else next(got) for x in (mask, rows, kept if mixed else None, factor, gamma, beta, first_bias)
+        )
+        return dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, dbias, *[None] * len(ctx.form)
 
 
 class Gradients(torch.autograd.Function):
@@ -135,8 +137,8 @@ class Gradients(torch.autograd.Function):
 
 
 def mini_batches(*args) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(q, ..., first_bias, residual, eps, curvature, gain) -> o, the last slots, their biases."""
-    if not differentiated(args[:11]):
+    """(q, k, ..., first_bias, *form) -> o, the last slots, their biases."""
+    if not differentiated(args[:TENSORS]):
         out = torch.ops.ttr.mini_batch_forward.default(*args)
         return out[0], out[1], out[4] if len(out) == 6 else None
     o, last, _, _, last_bias, _ = apply(MiniBatches, *args)

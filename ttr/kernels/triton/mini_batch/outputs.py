@@ -6,7 +6,7 @@ import triton.language as tl
 from ..launch import kernel
 from ..tiles import load_block, load_rows, product, store_rows
 from .inner import normalized
-from .places import load_affine, load_token_numbers, pair_pointers, place_of
+from .places import load_affine, load_pairs, load_rows_of, place_of
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def read_slot(query, z, bias, row, place, slot, t, valid, keys, values, DK: tl.c
     y = product(query, load_block(z + at * DK * DV, keys, values, DK, DV), PRECISION)
     if BIASED:
         y += tl.load(bias + at * DV + values, mask=values < DV, other=0.0)[None, :]
-    return y, load_token_numbers(row, at, t, valid, SIZE)
+    return y, load_rows_of(row, at, t, valid, SIZE)
 
 
 @triton.jit
@@ -31,11 +31,12 @@ def scores_of(query, key, BIASED: tl.constexpr, PRECISION: tl.constexpr):
 
 @kernel("T batches eps")
 def outputs_kernel(
-    q, k, gradient, mask, rows, gamma, beta, starts, start_biases, o, T, batches, eps,
+    q, k, gradient, mask, rows, written, factor, gamma, beta, starts, start_biases, o, T, batches, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """One mini-batch of one head a program: Y = sum_s Q0_s * (Q Z_s) + (R * Q K^T) G,  O = [Q +] [LN](Y). mask, rows: R and Q0."""
+    """One mini-batch of one head a program: Y = sum_s Q0_s * (Q Z_s) + (R * Q K^T) G,  O = [Q +] [LN](Y). mask, rows: R, Q0."""
     n = tl.program_id(0) // batches
     batch = tl.program_id(0) % batches
     head = tl.program_id(1)
@@ -48,7 +49,7 @@ def outputs_kernel(
     query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     g = load_rows(gradient + head * DV, token, t, valid, values, HV * DV, DV, BV)
-    pairs = tl.load(pair_pointers(mask, place, t, SIZE), mask=valid[:, None] & valid[None, :], other=0.0)
+    pairs = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
     pairs *= scores_of(query, key, BIASED, PRECISION)
     y = product(pairs.to(query.dtype), g, PRECISION)
     for slot in tl.static_range(SLOTS):

@@ -3,17 +3,19 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_rows, product, store_rows
+from ..tiles import load_block, load_numbers, load_rows, product, store_rows
 from .inner import normalized, normalized_gradient
 from .outputs import read_slot, scores_of
-from .places import load_affine, pair_pointers, place_of
+from .places import load_affine, load_factor, load_pairs, pair_pointers, place_of
 
 
 @kernel("T batches eps")
 def outputs_gradient_kernel(
-    q, k, gradient, mask, rows, gamma, beta, starts, start_biases, do, dy, dq, dk, dgradient, dmask, drows, dgamma, dbeta, T, batches, eps,
+    q, k, gradient, mask, rows, written, factor, gamma, beta, starts, start_biases, do, dy, dq, dk, dgradient, dmask, drows, dwritten,
+    dfactor, dgamma, dbeta, T, batches, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):  # fmt: skip
     """One mini-batch of one head a program; Y and Q K^T are made again.
 
@@ -36,8 +38,7 @@ def outputs_gradient_kernel(
     g = load_rows(gradient + head * DV, token, t, valid, values, HV * DV, DV, BV)
     out = load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
     operand = query.dtype
-    both = valid[:, None] & valid[None, :]
-    weights = tl.load(pair_pointers(mask, place, t, SIZE), mask=both, other=0.0)
+    weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
     scores = scores_of(query, key, BIASED, PRECISION)
     given = out
     if NORM:
@@ -55,20 +56,30 @@ def outputs_gradient_kernel(
     store_rows(dy + head * DV, token, given, t, valid, values, HV * DV, DV, BV)
     narrow = given.to(operand)
     own = product(narrow, tl.trans(g), PRECISION)  # <dY_i, G_j>
-    tl.store(pair_pointers(dmask, place, t, SIZE), scores * own, mask=both)
+    if mask is None:
+        b = load_numbers(written, head, token, t, valid, HV, 0.0, True)
+        c, _ = load_factor(factor, head, t, valid, SIZE)
+        seen = t[:, None] > t[None, :] if BEFORE else t[:, None] >= t[None, :]
+        given_pairs = tl.where(seen, scores * own, 0.0)
+        tl.store(dwritten + (token + t) * HV + head, tl.sum(given_pairs * c[:, None], 0), mask=valid)
+        if factor is not None:
+            tl.store(dfactor + place * SIZE + t, tl.sum(given_pairs * b[None, :], 1), mask=valid)
+    else:
+        tl.store(pair_pointers(dmask, place, t, SIZE), scores * own, mask=valid[:, None] & valid[None, :])
     x = product((weights * own).to(operand), key, PRECISION)
     for slot in tl.static_range(SLOTS):
         read, row = read_slot(
             query, starts, start_biases, rows, place, slot, t, valid, keys, values, DK, DV, SIZE, SLOTS, BIASED, PRECISION
         )  # fmt: skip
-        tl.store(drows + (place * SLOTS + slot) * SIZE + t, tl.sum(given * read, 1), mask=valid)
+        if drows is not None:
+            tl.store(drows + (place * SLOTS + slot) * SIZE + t, tl.sum(given * read, 1), mask=valid)
         z = load_block(starts + (place * SLOTS + slot) * DK * DV, keys, values, DK, DV)
         x = tl.dot((row[:, None] * given).to(operand), tl.trans(z), acc=x, input_precision=PRECISION)
     if RESIDUAL:
         x += out
     store_rows(dq + head * DK, token, x, t, valid, keys, HV * DK, DK, BK)
     # row: who wrote, column: who reads. Made anew: Triton 3.6 miscompiles a product's transpose as an operand
-    weights = tl.load(pair_pointers(mask, place, t, SIZE, True), mask=both, other=0.0)
+    weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE, True)
     scores = scores_of(key, query, BIASED, PRECISION)
     own = product(g, tl.trans(narrow), PRECISION)
     x = product((weights * own).to(operand), query, PRECISION)

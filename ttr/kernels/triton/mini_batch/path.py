@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ....inner_loop import InnerLoop, concatenate
+from ....inner_optim import Signals
 from ....lowering import coefficients, keep_factor
 from ....objectives import slopes
 from ....state import State
@@ -16,7 +17,7 @@ from ...arguments import Call, sequences
 from ...padded import full_signals, initial
 from ...problem import Problem
 from ...torch.dual import dual
-from ...torch.masks import masks, weigh_positions
+from ...torch.masks import masks, stands_still
 from .op import mini_batches
 
 
@@ -98,10 +99,9 @@ def _whole(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     curvature, gain = slopes(spec.objective, dv)
     layer = regressor.one_layer()
     assert layer is not None  # `eligible` has asked
-    form = layer.residual, layer.eps, curvature, gain
+    form = int(spec.mini_batch), layer.residual, layer.eps, curvature, gain, spec.read.at == "before"
     with torch.autocast(q.device.type, enabled=False):
-        made = _masks(call, state, params)
-        numbers = [made[name].contiguous() for name in ("R", "Q0", "F", "phi")]
+        numbers = _numbers(call, params) if stands_still(spec) else (*_masks(call, state, params), None)
         o, last, last_bias = mini_batches(q, k, v, *numbers, *affine, slots(weight), first_bias, *form)
     after = {weight: last.unbind(2)} | ({bias[0]: last_bias.unbind(2)} if bias and last_bias is not None else {})
     memory = {
@@ -112,8 +112,20 @@ def _whole(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     return o if o.dtype == call.v.dtype else o.to(call.v.dtype), State(**memory, mini_batch=mini_batch, spec_hash=spec.hash)
 
 
-def _masks(call: Call, state: State, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of every mini-batch: [B, mini-batches, Hv, ...]."""
+def _numbers(call: Call, params: dict[str, Tensor]) -> tuple[None, None, Tensor, None, Tensor | None]:
+    """Where nothing but gradients moves the weights: what a token's gradient is multiplied by, [B, T, Hv], and the positions' factor."""
+    spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
+    signals = {name: x.float() if isinstance(x, Tensor) else torch.full((), x, device=device) for name, x in call.signals.items()}
+    one = torch.ones((), device=device)
+    (written,) = spec.optimizer.update((torch.zeros_like(one),), one, Signals(signals))
+    factor = None
+    if spec.optimizer.position != "none":
+        factor = InnerLoop(spec, params).factors(0, int(spec.mini_batch), one).expand(Hv, -1).contiguous()
+    return None, None, written.expand(B, T, Hv).contiguous(), None, factor
+
+
+def _masks(call: Call, state: State, params: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """R, Q0, F and phi of every mini-batch: [B, mini-batches, Hv, ...]."""
     spec, size, (B, T, _, Hv, _, _) = call.spec, int(call.spec.mini_batch), call.sizes
     values, decay = full_signals(call, torch.float32)
 
@@ -127,6 +139,4 @@ def _masks(call: Call, state: State, params: dict[str, Tensor]) -> dict[str, Ten
     problem = Problem(spec, empty, empty, empty, None, signals, log_decay, params, state, None)
     probed = coefficients(spec, signals, keep_factor(problem), lead, look_first=False)
     m = masks(spec, probed)
-    if spec.optimizer.position != "none":
-        m = weigh_positions(m, InnerLoop(spec, params).factors(0, size, m["R"]))
-    return {name: x.unflatten(0, (B, T // size)) for name, x in m.items()}
+    return tuple(m[name].unflatten(0, (B, T // size)).contiguous() for name in ("R", "Q0", "F", "phi"))

@@ -1,7 +1,13 @@
-"""Where the numbers of a mini-batch lie: [N, batches, Hv] of masks [SIZE, SIZE], rows [r, SIZE] and mixings [r, r]."""
+"""The numbers of a mini-batch: [N, batches, Hv] of masks [SIZE, SIZE], rows [r, SIZE] and mixings [r, r].
+
+Where nothing but gradients moves the weights there is no mask (None), nor rows and mixings, which are 1: what token t reads of
+event e is factor_t written_e, of e up to t, with one number a token in `written`, [tokens, Hv], and `factor` None or [Hv, SIZE].
+"""
 
 import triton
 import triton.language as tl
+
+from ..tiles import load_numbers
 
 
 @triton.jit
@@ -14,6 +20,54 @@ def place_of(n, batch, batches, head, HV: tl.constexpr):
 def load_token_numbers(base, row, t, valid, SIZE: tl.constexpr):
     """[ROWS], zero behind the last token."""
     return tl.load(base + row * SIZE + t, mask=valid, other=0.0)
+
+
+@triton.jit
+def load_rows_of(rows, row, t, valid, SIZE: tl.constexpr):
+    """Q0 of a slot, [ROWS]."""
+    if rows is None:
+        return tl.zeros_like(t).to(tl.float32) + 1.0
+    else:
+        return load_token_numbers(rows, row, t, valid, SIZE)
+
+
+@triton.jit
+def load_factor(factor, head, t, valid, SIZE: tl.constexpr):
+    """[ROWS], and of the last token."""
+    if factor is None:
+        one = tl.zeros_like(t).to(tl.float32) + 1.0
+        return one, tl.max(one, 0)
+    else:
+        return tl.load(factor + head * SIZE + t, mask=valid, other=0.0), tl.load(factor + head * SIZE + SIZE - 1)
+
+
+@triton.jit
+def load_written(
+    mask, written, factor, row, head, token, t, valid, HV: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """F of a slot, [ROWS]."""
+    if mask is None:
+        _, last = load_factor(factor, head, t, valid, SIZE)
+        return load_numbers(written, head, token, t, valid, HV, 0.0, True) * last
+    else:
+        return load_token_numbers(written, row, t, valid, SIZE)
+
+
+@triton.jit
+def load_pairs(
+    mask, written, factor, place, head, token, t, valid, HV: tl.constexpr, SIZE: tl.constexpr, BEFORE: tl.constexpr,
+    TRANSPOSED: tl.constexpr = False,
+):  # fmt: skip
+    """R [ROWS, ROWS]; row: who reads, column: who wrote; TRANSPOSED the other way about. BEFORE: nobody reads himself."""
+    if mask is None:
+        b = load_numbers(written, head, token, t, valid, HV, 0.0, True)
+        c, _ = load_factor(factor, head, t, valid, SIZE)
+        reader = t[None, :] if TRANSPOSED else t[:, None]
+        writer = t[:, None] if TRANSPOSED else t[None, :]
+        pairs = c[None, :] * b[:, None] if TRANSPOSED else c[:, None] * b[None, :]
+        return tl.where(reader > writer if BEFORE else reader >= writer, pairs, 0.0)
+    else:
+        return tl.load(pair_pointers(mask, place, t, SIZE, TRANSPOSED), mask=valid[:, None] & valid[None, :], other=0.0)
 
 
 @triton.jit

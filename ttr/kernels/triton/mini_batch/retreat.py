@@ -5,13 +5,13 @@ import triton.language as tl
 from ..launch import kernel
 from ..tiles import load_block, load_rows
 from .inner import layer_input, loss_gradient, loss_gradient_gradient, normalized, slope
-from .places import load_affine, load_mixing, load_token_numbers, place_of, store_block
+from .places import load_affine, load_mixing, load_rows_of, load_written, place_of, store_block
 
 
 @kernel("T batches eps curvature gain")
 def retreat_kernel(
-    q, k, v, rows, written, kept, gamma, beta, starts, start_biases, dy, dgradient, dlast, dlast_bias, ends, end_biases, dfirst,
-    dfirst_bias, T, batches, eps, curvature, gain,
+    q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, start_biases, dy, dgradient, dlast, dlast_bias,
+    ends, end_biases, dfirst, dfirst_bias, T, batches, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -61,22 +61,22 @@ def retreat_kernel(
         store_block(ends + place * SLOTS * DK * DV, d, keys, values, DK, DV)
         if BIASED:
             tl.store(end_biases + place * SLOTS * DV + values, c, mask=values < DV)
-        f = load_token_numbers(written, place * SLOTS, t, valid, SIZE)
-        row = load_token_numbers(rows, place * SLOTS, t, valid, SIZE)
+        f = load_written(mask, written, factor, place * SLOTS, head, token, t, valid, HV, SIZE)
+        row = load_rows_of(rows, place * SLOTS, t, valid, SIZE)
         dg += f[:, None] * layer_input(d, c, key, BIASED, PRECISION)
         if SLOTS == 2:
             store_block(ends + (place * SLOTS + 1) * DK * DV, n_d, keys, values, DK, DV)
-            n_f = load_token_numbers(written, place * SLOTS + 1, t, valid, SIZE)
+            n_f = load_written(mask, written, factor, place * SLOTS + 1, head, token, t, valid, HV, SIZE)
             dg += n_f[:, None] * layer_input(n_d, n_c, key, BIASED, PRECISION)
             own, across, back, moved = load_mixing(kept, place)
             d, n_d = own * d + back * n_d, across * d + moved * n_d
-            read = load_token_numbers(rows, place * SLOTS + 1, t, valid, SIZE)[:, None] * out
+            read = load_rows_of(rows, place * SLOTS + 1, t, valid, SIZE)[:, None] * out
             n_d = tl.dot(tl.trans(query), read.to(operand), acc=n_d, input_precision=PRECISION)
             if BIASED:
                 tl.store(end_biases + (place * SLOTS + 1) * DV + values, n_c, mask=values < DV)
                 c, n_c = own * c + back * n_c, across * c + moved * n_c
                 n_c += tl.sum(read, 0)
-        else:
+        elif kept is not None:
             own = tl.load(kept + place)
             d *= own
             c *= own

@@ -17,17 +17,19 @@ from .retreat import retreat_kernel
 from .written_gradient import written_gradient_kernel
 
 SCANS = {"advance": advance_kernel, "retreat": retreat_kernel}
-ALL_AT_ONCE = {"outputs": outputs_kernel, "outputs_gradient": outputs_gradient_kernel, "written_gradient": written_gradient_kernel}
+READS = {"outputs": outputs_kernel, "outputs_gradient": outputs_gradient_kernel}
 ROOM = 128 * 1024  # bytes of shared memory for what a scan has read ahead
 
 
 class Form(NamedTuple):
-    """The layer and the loss: f(x) = [x +] [LN](x Z + c), dl/df = curvature f - gain v."""
+    """Tokens of a mini-batch, the layer and the loss: f(x) = [x +] [LN](x Z + c), dl/df = curvature f - gain v; who reads when."""
 
+    size: int
     residual: bool
     eps: float
     curvature: float
     gain: float
+    before: bool
 
 
 class Kind(NamedTuple):
@@ -44,6 +46,7 @@ class Kind(NamedTuple):
     biased: bool
     norm: bool
     residual: bool
+    before: bool
     dtype: torch.dtype
     device: int
 
@@ -52,9 +55,11 @@ class Kind(NamedTuple):
         return self.T // self.size
 
 
-def kind_of(q: Tensor, v: Tensor, rows: Tensor, gamma: Tensor | None, first_bias: Tensor | None, residual: bool) -> Kind:
-    (N, T, H, dk), (HV, dv), (slots, size) = q.shape, v.shape[2:], rows.shape[-2:]
-    return Kind(N, T, H, HV, dk, dv, size, slots, first_bias is not None, gamma is not None, residual, q.dtype, q.get_device())
+def kind_of(q: Tensor, v: Tensor, slots: int, gamma: Tensor | None, first_bias: Tensor | None, form: Form) -> Kind:
+    (N, T, H, dk), (HV, dv), biased = q.shape, v.shape[2:], first_bias is not None
+    return Kind(
+        N, T, H, HV, dk, dv, form.size, slots, biased, gamma is not None, form.residual, form.before, q.dtype, q.get_device()
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -66,9 +71,9 @@ def launches(kind: Kind) -> dict[str, Bound]:
     }  # fmt: skip
     rows, wide = constants["ROWS"], kind.slots * kind.dk * kind.dv > 64 * 64
     heads, batches = (kind.N * kind.HV,), (kind.N * kind.batches, kind.HV)
-    out = {name: kernel.bind(batches, (2 if rows == 16 else 4) << wide, **constants) for name, kernel in ALL_AT_ONCE.items()}
-    if wide:
-        out["written_gradient"] = written_gradient_kernel.bind(batches, 8, **constants)
+    narrow, reads = (2 if rows == 16 else 4) << wide, {**constants, "BEFORE": kind.before}
+    out = {name: kernel.bind(batches, narrow, **reads) for name, kernel in READS.items()}
+    out["written_gradient"] = written_gradient_kernel.bind(batches, 8 if wide else narrow, **constants)
     for name, kernel in SCANS.items():
         read = (rows * (kind.dk + kind.dv), rows * (2 * kind.dk + 3 * kind.dv) + kind.dk * kind.dv)[name == "retreat"]
         stages = min(3, max(1, ROOM // (read * kind.dtype.itemsize)))
@@ -76,53 +81,54 @@ def launches(kind: Kind) -> dict[str, Bound]:
     return out
 
 
-def forward(q, k, v, mask, rows, written, kept, gamma, beta, first, first_bias, form: Form):
+def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, form: Form):
     """o, the last slots and their biases, the slots and biases every mini-batch began with, and its gradients."""
     if q.is_cuda:
         prepare()
-    kind = kind_of(q, v, rows, gamma, first_bias, form.residual)
+    kind = kind_of(q, v, first.shape[2], gamma, first_bias, form)
     run, (N, T, _, HV, dk, dv, _, r), M = launches(kind), kind[:8], kind.batches
     bias = (lambda *shape: q.new_empty(shape, dtype=torch.float32)) if kind.biased else (lambda *shape: None)
     starts, start_biases = q.new_empty(N, M, HV, r, dk, dv), bias(N, M, HV, r, dv)
     gradient, o, last, last_bias = torch.empty_like(v), torch.empty_like(v), torch.empty_like(first), bias(N, HV, r, dv)
     run["advance"](
-        k, v, written, kept, gamma, beta, first, first_bias, starts, start_biases, gradient, last, last_bias,
+        k, v, mask, written, kept, factor, gamma, beta, first, first_bias, starts, start_biases, gradient, last, last_bias,
         T, M, form.eps, form.curvature, form.gain,
     )  # fmt: skip
-    run["outputs"](q, k, gradient, mask, rows, gamma, beta, starts, start_biases, o, T, M, form.eps)
+    run["outputs"](q, k, gradient, mask, rows, written, factor, gamma, beta, starts, start_biases, o, T, M, form.eps)
     return o, last, last_bias, starts, start_biases, gradient
 
 
 def backward(
-    do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, gamma, beta, first_bias, starts, start_biases, gradient, form: Form,
-    mixed: bool = True,
+    do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first_bias, starts, start_biases, gradient,
+    form: Form, mixed: bool = True,
 ):  # fmt: skip
-    """The gradients of q, k, v, mask, rows, written, kept (if mixed), gamma, beta, first and first_bias; None for what was not given."""
+    """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta, first and first_bias; None for what was not given."""
     if q.is_cuda:
         prepare()
-    kind = kind_of(q, v, rows, gamma, first_bias, form.residual)
+    kind = kind_of(q, v, dlast.shape[2], gamma, first_bias, form)
     run, (N, T, H, HV, dk, dv, *_), M = launches(kind), kind[:8], kind.batches
     numbers = form.eps, form.curvature, form.gain
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
     dy, dgradient, dv_ = (torch.empty_like(v) for _ in range(3))
-    dmask, drows, dwritten = (torch.empty_like(x) for x in (mask, rows, written))
-    dkept = torch.empty_like(kept) if mixed else None
-    dgamma, dbeta = (q.new_empty(N, M, HV, dv, dtype=torch.float32) if gamma is not None else None for _ in range(2))
-    affine, slots = (gamma, beta), (starts, start_biases)
+    dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
+    dkept = torch.empty_like(kept) if mixed and kept is not None else None
+    dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
+    dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
+    read, affine, slots = (mask, rows, written), (factor, gamma, beta), (starts, start_biases)
     run["outputs_gradient"](
-        q, k, gradient, mask, rows, *affine, *slots, do, dy, dq, dk_, dgradient, dmask, drows, dgamma, dbeta, T, M, form.eps
+        q, k, gradient, *read, *affine, *slots, do, dy, dq, dk_, dgradient, dmask, drows, dwritten, dfactor, dgamma, dbeta,
+        T, M, form.eps,
     )  # fmt: skip
     ends, dfirst = torch.empty_like(starts), torch.empty_like(dlast)
     end_biases, dfirst_bias = (torch.empty_like(start_biases), torch.empty_like(dlast_bias)) if kind.biased else (None, None)
     run["retreat"](
-        q, k, v, rows, written, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dfirst, dfirst_bias,
-        T, M, *numbers,
+        q, k, v, *read, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dfirst, dfirst_bias, T, M, *numbers
     )  # fmt: skip
     run["written_gradient"](
-        k, v, written, *affine, *slots, ends, end_biases, dgradient, dk_, dv_, dwritten, dkept, dgamma, dbeta, T, M, *numbers
+        k, v, mask, written, *affine, *slots, ends, end_biases, dgradient, dk_, dv_, dwritten, dkept, dfactor, dgamma, dbeta,
+        T, M, *numbers,
     )  # fmt: skip
-    if dgamma is not None and dbeta is not None:
-        dgamma, dbeta = dgamma.sum((0, 1)), dbeta.sum((0, 1))
+    dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
     if HV != H:
         dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
-    return dq, dk_, dv_, dmask, drows, dwritten, dkept, dgamma, dbeta, dfirst, dfirst_bias
+    return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, dfirst_bias

@@ -3,14 +3,15 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_rows, store_rows
+from ..tiles import load_block, load_numbers, load_rows, store_rows
 from .inner import layer_input, loss_gradient, loss_gradient_gradient, normalized, slope
-from .places import load_affine, load_token_numbers, place_of
+from .places import load_affine, load_factor, load_written, place_of
 
 
 @kernel("T batches eps curvature gain")
 def written_gradient_kernel(
-    k, v, written, gamma, beta, starts, start_biases, ends, end_biases, dgradient, dk, dv, dwritten, dkept, dgamma, dbeta,
+    k, v, mask, written, factor, gamma, beta, starts, start_biases, ends, end_biases, dgradient, dk, dv, dwritten, dkept, dfactor,
+    dgamma, dbeta,
     T, batches, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
@@ -51,10 +52,20 @@ def written_gradient_kernel(
         c = tl.zeros([BV], tl.float32)
         if BIASED:
             c = tl.load(end_biases + at * DV + values, mask=inside, other=0.0)
-        f = load_token_numbers(written, at, t, valid, SIZE)
+        f = load_written(mask, written, factor, at, head, token, t, valid, HV, SIZE)
         moved = layer_input(d, c, key, BIASED, PRECISION)
         dg += f[:, None] * moved
-        tl.store(dwritten + at * SIZE + t, tl.sum(g * moved, 1), mask=valid)
+        felt = tl.sum(g * moved, 1)
+        if mask is None:
+            b = load_numbers(written, head, token, t, valid, HV, 0.0, True)
+            _, final = load_factor(factor, head, t, valid, SIZE)
+            here = dwritten + (token + t) * HV + head
+            tl.store(here, tl.load(here, mask=valid, other=0.0) + felt * final, mask=valid)
+            if factor is not None:
+                ending = dfactor + place * SIZE + SIZE - 1
+                tl.store(ending, tl.load(ending) + tl.sum(tl.where(valid, felt * b, 0.0), 0))
+        else:
+            tl.store(dwritten + at * SIZE + t, felt, mask=valid)
         x = tl.dot((f[:, None] * g).to(operand), tl.trans(d.to(operand)), acc=x, input_precision=PRECISION)
         for other in tl.static_range(SLOTS if dkept is not None else 0):
             before = load_block(starts + (place * SLOTS + other) * DK * DV, keys, values, DK, DV)
