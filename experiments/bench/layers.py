@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import ttr
-from experiments.bench.case import Case, Contender, path_note
+from experiments.bench.case import Case, Contender
 from experiments.bench.shapes import Shape
 
 MINI_BATCH = 64  # the preset titans'
+PATH = {"kind": "dual", "compile": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Layer(Case):
         return Contender(call=lambda: forward(x.x), leaves=[x.x, *used])
 
     def _ours(self, shape: Shape) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        mixer = ttr.Mixer(shape.H * shape.dk, self.preset, n_heads=shape.H, head_dim=shape.dk)
+        mixer = ttr.Mixer(shape.H * shape.dk, self.preset, n_heads=shape.H, head_dim=shape.dk, path=PATH)
         return mixer, mixer
 
     def compared(self, who: str, o: Tensor, x: Inputs) -> None:
@@ -61,7 +62,7 @@ class Layer(Case):
         return None if self.operations is None else self.operations(shape, kind)
 
     def note(self, who: str, shape: Shape) -> str:
-        return path_note(ttr.spec(self.preset), shape) if who == "ttr" else super().note(who, shape)
+        return "path dual, compiled" if who == "ttr" else super().note(who, shape)
 
 
 def _titans_pytorch(shape: Shape, who: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
