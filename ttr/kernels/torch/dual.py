@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import groupby
 from math import isqrt
 from typing import Any
 
@@ -55,7 +56,7 @@ def dual(problem: Problem, compile: bool = False) -> tuple[Tensor, State]:
 
 
 KEPT = 8  # up to so many mini-batches backward finds the whole graph of; longer sequences are run again in groups
-TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients; everything else is [N, H, T, ...]
+TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients
 
 
 def _together(problem: Problem, position: int, compile: bool) -> tuple[Tensor, State]:
@@ -66,10 +67,12 @@ def _together(problem: Problem, position: int, compile: bool) -> tuple[Tensor, S
     lengths = _mini_batches(T, size, position)
     several = len(lengths) if len(lengths) <= KEPT else isqrt(len(lengths) - 1) + 1
     groups = [lengths[i : i + several] for i in range(0, len(lengths), several)]
-    outputs = []
-    for tokens, group in zip(_cut(_tokens(problem), [sum(group) for group in groups]), groups, strict=True):
-        run = partial(_group, spec, group, position, compile)
-        o, memory = recomputed(run, tokens, memory, problem.params) if len(groups) > 1 else run(tokens, memory, problem.params)
+    outputs, values = [], effective_signals(problem)
+    made = iter(_masks(problem, values, lengths))
+    for tokens, group in zip(_cut(_tokens(problem, values), [sum(group) for group in groups]), groups, strict=True):
+        run, own = partial(_group, spec, group, position, compile), [next(made) for _ in group]
+        given = tokens, own, memory, problem.params
+        o, memory = recomputed(run, *given) if len(groups) > 1 else run(*given)
         outputs.append(o)
         position = (position + sum(group)) % size
     if not isinstance(spec.mini_batch, int):
@@ -85,40 +88,54 @@ def _mini_batches(T: int, size: int, position: int) -> list[int]:
     return [first] + [size] * whole + [rest] * (rest > 0)
 
 
-def _tokens(problem: Problem) -> dict[str, Any]:
+def _tokens(problem: Problem, values: dict[str, Tensor]) -> dict[str, Any]:
     """All that comes token by token."""
-    spec, values = problem.spec, effective_signals(problem)
     tokens: dict[str, Any] = {"q": problem.q, "k": problem.k, "v": problem.v, "signals": values}
     if problem.log_decay is not None:
         tokens["log_decay"] = problem.log_decay
-    if not spec.optimizer.accumulate:
-        probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
-        tokens |= {"A": probed.A, "b": probed.b, "c": probed.c, "read": probed.read}
     return tokens
+
+
+def _masks(problem: Problem, values: dict[str, Tensor], lengths: list[int]) -> list[dict[str, Tensor]]:
+    """The numbers of every mini-batch; those that are alike in length are made at once."""
+    spec = problem.spec
+    if spec.optimizer.accumulate:
+        return [{} for _ in lengths]
+    N, out = problem.q.shape[0], []
+    probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
+    runs = [(length, len(list(alike))) for length, alike in groupby(lengths)]
+    pieces = zip(*(getattr(probed, x).split([m * n for m, n in runs], axis) for x, axis in TOKEN_AXIS.items()), strict=True)
+    for (length, count), piece in zip(runs, pieces, strict=True):
+        laid = {  # [..., N, H, T, ...] -> [..., N mini-batches, H, tokens, ...]
+            name: x.unflatten(axis, (count, length)).movedim(axis - 1, axis - 2).flatten(axis - 3, axis - 2)
+            for (name, axis), x in zip(TOKEN_AXIS.items(), piece, strict=True)
+        }
+        made = masks(spec, Coefficients(**laid))
+        each = {name: x.unflatten(0, (N, count)).unbind(1) for name, x in made.items()}
+        out += [{name: x[i] for name, x in each.items()} for i in range(count)]
+    return out
 
 
 def _cut(tokens: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
     """The tokens of consecutive pieces. One split of each tensor: its gradient is one concatenation."""
     pieces: list[dict[str, Any]] = [{} for _ in lengths]
     for name, x in tokens.items():
-        parts = _cut(x, lengths) if isinstance(x, dict) else x.split(lengths, TOKEN_AXIS.get(name, 2))
+        parts = _cut(x, lengths) if isinstance(x, dict) else x.split(lengths, 2)
         for piece, part in zip(pieces, parts, strict=True):
             piece[name] = part
     return pieces
 
 
 def _group(
-    spec: Spec, lengths: list[int], position: int, compile: bool, tokens: dict, memory: dict, params: Weights
+    spec: Spec, lengths: list[int], position: int, compile: bool, tokens: dict, made: list[dict], memory: dict, params: Weights
 ) -> tuple[Tensor, dict]:
-    """Consecutive mini-batches of all heads, the first of them open at `position`."""
+    """Consecutive mini-batches of all heads, the first of them open at `position`. made: the numbers of each."""
     outputs = []
-    for length, own in zip(lengths, _cut(tokens, lengths), strict=True):
-        part = {"q": own["q"], "k": own["k"].flatten(2, 3), "v": own["v"].flatten(2, 3)}
+    for length, own, numbers in zip(lengths, _cut(tokens, lengths), made, strict=True):
+        part = {"q": own["q"], "k": own["k"].flatten(2, 3), "v": own["v"].flatten(2, 3), **numbers}
         part["signals"] = {name: s.flatten(2, 3).flatten(3) for name, s in own["signals"].items()}  # [N, H, events, 1 or tensors]
         if "log_decay" in own:
             part["log_decay"] = own["log_decay"]
-        if "A" in own:
-            part |= masks(spec, Coefficients(**{name: own[name] for name in TOKEN_AXIS}))
         closes = position + length == spec.mini_batch
         run = compiled(spec) if compile and closes and position == 0 else heads(spec, position, closes)
         o, memory = run(part, memory, params)
