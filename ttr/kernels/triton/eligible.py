@@ -96,6 +96,8 @@ def _why_not_mini_batches(spec) -> str | None:
         return f"optimizer.mini_batch={size!r}; the kernels take whole mini-batches of up to {LARGEST_MINI_BATCH} tokens"
     if not spec.objective.quadratic:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
+    if not slopes(spec.objective, 3)[1]:
+        return f"objective {spec.objective.kind!r} has a gradient that its target does not enter"
     if spec.window > 1:
         return f"objective.window={spec.window} takes the gradient of several pairs at once"
     if not optimizer.mirror.identity:

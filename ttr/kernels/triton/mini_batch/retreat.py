@@ -3,7 +3,7 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_rows
+from ..tiles import load_block, load_rows, store_rows
 from .inner import layer_input, loss_gradient, loss_gradient_gradient, normalized, slope
 from .places import load_affine, load_mixing, load_rows_of, load_written, place_of, store_block
 
@@ -11,7 +11,7 @@ from .places import load_affine, load_mixing, load_rows_of, load_written, place_
 @kernel("T batches eps curvature gain")
 def retreat_kernel(
     q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, start_biases, dy, dgradient, dlast, dlast_bias,
-    ends, end_biases, dfirst, dfirst_bias, T, batches, eps, curvature, gain,
+    ends, end_biases, dlayer, dv, dgamma, dbeta, dfirst, dfirst_bias, T, batches, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -21,7 +21,8 @@ def retreat_kernel(
         dG <- dG + sum_s F_s * (K D_s + d_s),    dA of it (`loss_gradient_gradient`)
         D_l <- sum_s phi_sl D_s + Q^T (Q0_l * dY) + [l = 0] K^T dA,    d_l likewise with Q = K = 1
 
-    ends, end_biases: D and d behind every mini-batch, [N, batches, Hv, r, ...].
+    ends, end_biases: D and d behind every mini-batch, [N, batches, Hv, r, ...]. dlayer: dA, [tokens, Hv, dv], and
+    dV = -gain de. dgamma, dbeta: of this sequence, through the loss, [N, Hv, dv].
     """
     n = tl.program_id(0) // HV
     head = tl.program_id(0) % HV
@@ -41,6 +42,8 @@ def retreat_kernel(
         c = tl.load(dlast_bias + at * DV + values, mask=values < DV, other=0.0)
         if SLOTS == 2:
             n_c = tl.load(dlast_bias + (at + 1) * DV + values, mask=values < DV, other=0.0)
+    scaled = tl.zeros([BV], tl.float32)
+    shifted = tl.zeros([BV], tl.float32)
     for step in tl.range(0, batches, num_stages=STAGES):
         batch = batches - 1 - step
         token = n.to(tl.int64) * T + batch * SIZE
@@ -80,12 +83,21 @@ def retreat_kernel(
             own = tl.load(kept + place)
             d *= own
             c *= own
-        _, da, _ = loss_gradient_gradient(dg, g, e, normal, rate, scale, curvature, values, DV, BV, NORM)
+        de, da, own = loss_gradient_gradient(dg, g, e, normal, rate, scale, curvature, values, DV, BV, NORM)
+        store_rows(dlayer + head * DV, token, da, t, valid, values, HV * DV, DV, BV)
+        store_rows(dv + head * DV, token, -gain * de, t, valid, values, HV * DV, DV, BV)
+        if NORM:
+            scaled += own
+            shifted += tl.sum(curvature * de, 0)
         read = row[:, None] * out
         d = tl.dot(tl.trans(query), read.to(operand), acc=d, input_precision=PRECISION)
         d = tl.dot(tl.trans(key), da.to(operand), acc=d, input_precision=PRECISION)
         if BIASED:
             c += tl.sum(read, 0) + tl.sum(da, 0)
+    if NORM:
+        here = (n * HV + head) * DV + values
+        tl.store(dgamma + here, scaled, mask=values < DV)
+        tl.store(dbeta + here, shifted, mask=values < DV)
     store_block(dfirst + at * DK * DV, d, keys, values, DK, DV)
     if BIASED:
         tl.store(dfirst_bias + at * DV + values, c, mask=values < DV)

@@ -107,12 +107,12 @@ def backward(
         prepare()
     kind = kind_of(q, v, dlast.shape[2], gamma, first_bias, form)
     run, (N, T, H, HV, dk, dv, *_), M = launches(kind), kind[:8], kind.batches
-    numbers = form.eps, form.curvature, form.gain
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
-    dy, dgradient, dv_ = (torch.empty_like(v) for _ in range(3))
+    dy, dgradient, dlayer, dv_ = (torch.empty_like(v) for _ in range(4))
     dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
     dkept = torch.empty_like(kept) if mixed and kept is not None else None
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
+    by_loss = None if gamma is None else q.new_empty(2, N, HV, dv, dtype=torch.float32)  # of gamma and of beta
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
     read, affine, slots = (mask, rows, written), (factor, gamma, beta), (starts, start_biases)
     run["outputs_gradient"](
@@ -122,13 +122,17 @@ def backward(
     ends, dfirst = torch.empty_like(starts), torch.empty_like(dlast)
     end_biases, dfirst_bias = (torch.empty_like(start_biases), torch.empty_like(dlast_bias)) if kind.biased else (None, None)
     run["retreat"](
-        q, k, v, *read, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dfirst, dfirst_bias, T, M, *numbers
+        q, k, v, *read, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dlayer, dv_, *((None, None) if by_loss is None else by_loss),
+        dfirst, dfirst_bias, T, M, form.eps, form.curvature, form.gain,
     )  # fmt: skip
     run["written_gradient"](
-        k, v, mask, written, *affine, *slots, ends, end_biases, dgradient, dk_, dv_, dwritten, dkept, dfactor, dgamma, dbeta,
-        T, M, *numbers,
+        k, mask, written, factor, gradient, *slots, ends, end_biases, dlayer, dv_, dk_, dwritten, dkept, dfactor,
+        T, M, form.curvature / form.gain,
     )  # fmt: skip
     dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
+    if by_loss is not None:
+        lost_gamma, lost_beta = by_loss.sum(1)
+        dgamma, dbeta = dgamma + lost_gamma, dbeta + lost_beta
     if HV != H:
         dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
     return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, dfirst_bias
