@@ -121,9 +121,10 @@ def backward(
     )  # fmt: skip
     ends, dfirst = torch.empty_like(starts), torch.empty_like(dlast)
     end_biases, dfirst_bias = (torch.empty_like(start_biases), torch.empty_like(dlast_bias)) if kind.biased else (None, None)
+    gamma_by_loss, beta_by_loss = (None, None) if by_loss is None else by_loss
     run["retreat"](
-        q, k, v, *read, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dlayer, dv_, *((None, None) if by_loss is None else by_loss),
-        dfirst, dfirst_bias, T, M, form.eps, form.curvature, form.gain,
+        q, k, v, *read, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dlayer, dv_,
+        gamma_by_loss, beta_by_loss, dfirst, dfirst_bias, T, M, form.eps, form.curvature, form.gain,
     )  # fmt: skip
     run["written_gradient"](
         k, mask, written, factor, gradient, *slots, ends, end_biases, dlayer, dv_, dk_, dwritten, dkept, dfactor,
