@@ -32,7 +32,8 @@ def write(folder: Path, rows: Sequence[Row]) -> list[str]:
 
     rate = last.get("matmul_tflop_s")  # not in the records of earlier versions
     legend = LEGEND.format(bandwidth=last["bandwidth_tb_s"], matmul="" if rate is None else f", {rate:.0f} TFLOP/s")
-    text = f"{title}, {last['date']}\n\n    {last['command']}\n\n{legend}"
+    commands = "\n    ".join(dict.fromkeys(row["command"] for row in runs))
+    text = f"{title}, {last['date']}\n\n    {commands}\n\n{legend}"
     text += "".join(f"- fla hands over: {route}\n" for route in routes)
     text += "".join(f"- left out: {line}\n" for line in last["left_out"])
     measured = {row["case"] for row in measurements}
