@@ -24,7 +24,7 @@ from .inner_optim import Optimizer, Signals
 from .kernels.problem import Problem
 from .objectives import slopes
 from .spec import Spec
-from .state import State
+from .state import State, map_tensors
 
 Weights = dict[str, Tensor]
 
@@ -176,7 +176,8 @@ class InnerLoop:
                 elif optimizer.position != "none":
                     z = {name: (read[name],) for name in z}
         if spec.mini_batch != 1 and not optimizer.accumulate:
-            open_ = {"start": self._memory(start if position else z)}  # none is open: the next one starts here
+            # none is open: the next one starts here, in tensors of its own, as `decode` updates the weights in place
+            open_ = {"start": self._memory(start) if position else map_tensors(torch.clone, self._memory(z))}
         if window is not None:
             open_["window"] = window
         return torch.stack(outputs), {**self._memory(z), "mini_batch": open_}

@@ -37,7 +37,7 @@ def recall(q: Tensor, spec: Spec, state: State, params: Mapping[str, Tensor]) ->
     x = x.repeat_interleave(some.shape[1] // x.shape[1], 1)  # key heads are shared by groups of memories
 
     def one_head(w: dict[str, Tensor], outer: dict[str, Tensor], x: Tensor) -> Tensor:
-        return regressor.predict({**w, **outer}, x)
+        return regressor.predict({**{name: optimizer.mirror(x) for name, x in w.items()}, **outer}, x)
 
     with torch.autocast(q.device.type, enabled=False):  # as the state's own paths do
         o = torch.func.vmap(torch.func.vmap(one_head), in_dims=(0, None, 0))(weights, outer, x)

@@ -49,6 +49,8 @@ class MLP(Regressor):
             raise SpecError(f"regressor.depth={self.depth}: expected at least 1")
         if self.expansion <= 0:
             raise SpecError(f"regressor.expansion={self.expansion}: expected > 0")
+        if self.eps <= 0:
+            raise SpecError(f"regressor.eps={self.eps}: expected > 0")
         if self.weight_std is not None and self.weight_std < 0:
             raise SpecError(f"regressor.weight_std={self.weight_std}: expected >= 0, or null for fan_in^-1/2")
         if self.glu and self.depth != 2:

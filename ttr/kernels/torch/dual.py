@@ -6,10 +6,10 @@ linear layer (x its input, d the loss's gradient at its output), and the layer a
     y_t = sum_k Q0_tk h_t Z_k + sum_e R_te (h_t . x_e) d_e          Z_k: the slots when the mini-batch began
 
 masked attention with the read mask R of the probed optimizer in place of the causal mask. Under a window (the Omega rule)
-e runs over pairs, those of earlier tokens among them, and R is R times the band of the window's weights. Where a mirror maps the weights
-before they predict, those of each token of the mini-batch are made. Mini-batches follow one
-another; backward keeps the states between groups of them and makes the rest again. Source: the dual form of TTT
-(2407.04620, section 2.5), here for any linear optimizer and any depth.
+e runs over pairs, those of earlier tokens among them, and R B takes R's place, B the band of the window's weights. Where a
+mirror maps the weights before they predict, those of each token of the mini-batch are made. Mini-batches follow one another;
+backward keeps the states between groups of them and makes the rest again. Source: the dual form of TTT (2407.04620,
+section 2.5), here for any linear optimizer and any depth.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ...inner_loop import InnerLoop, concatenate, reopened
 from ...inner_optim import Signals
 from ...lowering import Coefficients, coefficients, effective_signals, keep_factor
 from ...spec import Spec
-from ...state import State
+from ...state import State, map_tensors
 from ..problem import Problem
 from .compiled import compiled_once
 from .dual_weights import Looked, Made, Moved
@@ -42,8 +42,12 @@ Run = Callable[[dict, dict, Weights], tuple[Tensor, dict]]
 def dual(problem: Problem, compile: bool = False) -> tuple[Tensor, State]:
     """(o [N, H, T, dv], state). Sequences that differ in length or in the position of their mini-batch run one by one.
 
-    compile: whole mini-batches run through `torch.compile`, once compiled (minutes) for all of their kind.
+    compile: whole mini-batches run through `torch.compile`, once compiled (minutes) for all of their kind; the rest does not.
     """
+    if not isinstance(compile, bool):
+        raise ValueError(f"path: compile={compile!r}, expected true or false")
+    if compile and not isinstance(problem.spec.mini_batch, int):
+        raise ValueError(f"path: compile=true takes whole mini-batches, which mini_batch={problem.spec.mini_batch!r} never has")
     positions = problem.state.mini_batch["position"].tolist()
     if problem.lengths is None and len(set(positions)) == 1:
         return _together(problem, positions[0], compile)
@@ -56,7 +60,7 @@ def dual(problem: Problem, compile: bool = False) -> tuple[Tensor, State]:
 
 
 KEPT = 8  # up to so many mini-batches backward finds the whole graph of; longer sequences are run again in groups
-TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients
+TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients; everything else is [N, H, T, ...]
 
 
 def _together(problem: Problem, position: int, compile: bool) -> tuple[Tensor, State]:
@@ -67,16 +71,16 @@ def _together(problem: Problem, position: int, compile: bool) -> tuple[Tensor, S
     lengths = _mini_batches(T, size, position)
     several = len(lengths) if len(lengths) <= KEPT else isqrt(len(lengths) - 1) + 1
     groups = [lengths[i : i + several] for i in range(0, len(lengths), several)]
-    outputs, values = [], effective_signals(problem)
-    made = iter(_masks(problem, values, lengths))
-    for tokens, group in zip(_cut(_tokens(problem, values), [sum(group) for group in groups]), groups, strict=True):
-        run, own = partial(_group, spec, group, position, compile), [next(made) for _ in group]
-        given = tokens, own, memory, problem.params
-        o, memory = recomputed(run, *given) if len(groups) > 1 else run(*given)
+    outputs = []
+    for tokens, group in zip(_cut(_tokens(problem), [sum(group) for group in groups]), groups, strict=True):
+        run = partial(_group, spec, group, position, compile)
+        o, memory = recomputed(run, tokens, memory, problem.params) if len(groups) > 1 else run(tokens, memory, problem.params)
         outputs.append(o)
         position = (position + sum(group)) % size
     if not isinstance(spec.mini_batch, int):
         position = size
+    if position == 0 and "start" in memory["mini_batch"]:  # the weights themselves, but `decode` updates those in place
+        memory["mini_batch"]["start"] = map_tensors(Tensor.clone, memory["mini_batch"]["start"])
     memory["mini_batch"]["position"] = torch.full_like(problem.state.mini_batch["position"], position)
     return torch.cat(outputs, 2), State(**memory, spec_hash=spec.hash)
 
@@ -88,23 +92,25 @@ def _mini_batches(T: int, size: int, position: int) -> list[int]:
     return [first] + [size] * whole + [rest] * (rest > 0)
 
 
-def _tokens(problem: Problem, values: dict[str, Tensor]) -> dict[str, Any]:
+def _tokens(problem: Problem) -> dict[str, Any]:
     """All that comes token by token."""
+    spec, values = problem.spec, effective_signals(problem)
     tokens: dict[str, Any] = {"q": problem.q, "k": problem.k, "v": problem.v, "signals": values}
     if problem.log_decay is not None:
         tokens["log_decay"] = problem.log_decay
+    if not spec.optimizer.accumulate:
+        probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
+        tokens |= {name: getattr(probed, name) for name in TOKEN_AXIS}
     return tokens
 
 
-def _masks(problem: Problem, values: dict[str, Tensor], lengths: list[int]) -> list[dict[str, Tensor]]:
-    """The numbers of every mini-batch; those that are alike in length are made at once."""
-    spec = problem.spec
+def _masks(spec: Spec, tokens: dict[str, Any], lengths: list[int]) -> list[dict[str, Tensor]]:
+    """The numbers of every mini-batch; those of one length after another are made at once."""
     if spec.optimizer.accumulate:
         return [{} for _ in lengths]
-    N, out = problem.q.shape[0], []
-    probed = coefficients(spec, values, keep_factor(problem), (*problem.q.shape[:3], spec.steps), look_first=False)
+    N, out = tokens["q"].shape[0], []
     runs = [(length, len(list(alike))) for length, alike in groupby(lengths)]
-    pieces = zip(*(getattr(probed, x).split([m * n for m, n in runs], axis) for x, axis in TOKEN_AXIS.items()), strict=True)
+    pieces = zip(*(tokens[name].split([m * n for m, n in runs], axis) for name, axis in TOKEN_AXIS.items()), strict=True)
     for (length, count), piece in zip(runs, pieces, strict=True):
         laid = {  # [..., N, H, T, ...] -> [..., N mini-batches, H, tokens, ...]
             name: x.unflatten(axis, (count, length)).movedim(axis - 1, axis - 2).flatten(axis - 3, axis - 2)
@@ -120,18 +126,18 @@ def _cut(tokens: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
     """The tokens of consecutive pieces. One split of each tensor: its gradient is one concatenation."""
     pieces: list[dict[str, Any]] = [{} for _ in lengths]
     for name, x in tokens.items():
-        parts = _cut(x, lengths) if isinstance(x, dict) else x.split(lengths, 2)
+        parts = _cut(x, lengths) if isinstance(x, dict) else x.split(lengths, TOKEN_AXIS.get(name, 2))
         for piece, part in zip(pieces, parts, strict=True):
             piece[name] = part
     return pieces
 
 
 def _group(
-    spec: Spec, lengths: list[int], position: int, compile: bool, tokens: dict, made: list[dict], memory: dict, params: Weights
+    spec: Spec, lengths: list[int], position: int, compile: bool, tokens: dict, memory: dict, params: Weights
 ) -> tuple[Tensor, dict]:
-    """Consecutive mini-batches of all heads, the first of them open at `position`. made: the numbers of each."""
+    """Consecutive mini-batches of all heads, the first of them open at `position`."""
     outputs = []
-    for length, own, numbers in zip(lengths, _cut(tokens, lengths), made, strict=True):
+    for length, own, numbers in zip(lengths, _cut(tokens, lengths), _masks(spec, tokens, lengths), strict=True):
         part = {"q": own["q"], "k": own["k"].flatten(2, 3), "v": own["v"].flatten(2, 3), **numbers}
         part["signals"] = {name: s.flatten(2, 3).flatten(3) for name, s in own["signals"].items()}  # [N, H, events, 1 or tensors]
         if "log_decay" in own:

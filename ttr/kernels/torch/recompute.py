@@ -18,14 +18,15 @@ def recomputed(fn: Callable[..., Any], *trees: Any) -> Any:
     torch.utils.checkpoint cannot be used here: torch.func.grad does not work under saved-tensor hooks.
     """
     flat, structure = pytree.tree_flatten(trees)
-    if not torch.is_grad_enabled() or not any(x.requires_grad for x in flat) or _transformed():
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in flat) or transformed():
         return fn(*trees)
     out: list[Any] = []
     results = Recomputed.apply(fn, structure, out, *flat)
     return pytree.tree_unflatten(results, out[0])
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
+    """Whether torch.compile, torch.func or forward mode looks on."""
     return (
         torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0  # type: ignore[attr-defined]
     )

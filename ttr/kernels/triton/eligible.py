@@ -12,7 +12,7 @@ from ...constant import constant
 from ...objectives import slopes
 
 LARGEST = 256  # channels of a head
-LARGEST_MINI_BATCH, LARGEST_LAYER = 64, 128  # with mini-batches: tokens of one, channels of a head
+LEAST_MINI_BATCH, LARGEST_MINI_BATCH, LARGEST_LAYER = 16, 64, 128  # with mini-batches: tokens of one, channels of a head
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -90,10 +90,15 @@ def _why_not_mini_batches(spec) -> str | None:
         return why
     if optimizer.accumulate:
         return "optimizer.accumulate=true steps once per mini-batch; the kernels take linear optimizers that step at every token"
-    if spec.regressor.one_layer() is None:
+    if not _is_one_layer(spec.regressor):
         return f"regressor {spec.regressor.kind!r} is not one linear layer with or without a norm; the kernels hold one layer's weights"
-    if not isinstance(size, int) or size > LARGEST_MINI_BATCH:
-        return f"optimizer.mini_batch={size!r}; the kernels take whole mini-batches of up to {LARGEST_MINI_BATCH} tokens"
+    if not isinstance(size, int) or not LEAST_MINI_BATCH <= size <= LARGEST_MINI_BATCH:
+        return (
+            f"optimizer.mini_batch={size!r}; the kernels take {LEAST_MINI_BATCH} to {LARGEST_MINI_BATCH} tokens "
+            "(they keep the weights that each mini-batch begins with)"
+        )
+    if spec.read.normalizer != "none":
+        return f"read.normalizer={spec.read.normalizer!r}: over mini-batches the kernels do not count"
     if not spec.objective.quadratic:
         return f"the gradient of objective {spec.objective.kind!r} is not affine in the prediction"
     if not slopes(spec.objective, 3)[1]:
@@ -103,7 +108,7 @@ def _why_not_mini_batches(spec) -> str | None:
     if not optimizer.mirror.identity:
         return f"mirror {optimizer.mirror.kind!r} maps the weights before they predict"
     if spec.steps > 1 or len(optimizer.slots) > 1:
-        return f"optimizer {optimizer.kind!r} , steps={spec.steps}, {len(optimizer.slots)} slots; the kernels take 1 step, up to 1 slot"
+        return f"optimizer {optimizer.kind!r}, steps={spec.steps}, {len(optimizer.slots)} slots; the kernels take 1 step, up to 1 slot"
     if optimizer.step_rule.kind != "plain":
         return f"optimizer.step_rule={optimizer.step_rule.kind!r}; with mini-batches the kernels take plain steps"
     generator = torch.Generator().manual_seed(0)
@@ -113,6 +118,28 @@ def _why_not_mini_batches(spec) -> str | None:
     if bool((looks[0] != 1).any()) or bool((looks[1:] != 0).any()):
         return f"optimizer {optimizer.kind!r} takes its gradient elsewhere than at the weights the mini-batch began with"
     return None
+
+
+@constant
+def _is_one_layer(regressor) -> bool:
+    """Probe that it predicts as it says, f(x) = [x +] [LN](x W [+ b]): a class of somebody's own may have another predict."""
+    layer = regressor.one_layer()
+    if layer is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weights = {name: draw(*init.shape) for name, init in regressor.init(3, 3).items()}
+    inner = [w for name, w in weights.items() if name not in regressor.outer]
+    x = draw(2, 3)
+    expected = x @ inner[0] + (inner[1] if len(inner) > 1 else 0)
+    if outer := [weights[name] for name in regressor.outer if name in weights]:
+        expected = torch.nn.functional.layer_norm(expected, (3,), *outer, eps=layer.eps)
+    if len(inner) > 2 or len(outer) not in (0, 2):
+        return False
+    return torch.allclose(regressor.predict(weights, x), expected + x if layer.residual else expected, rtol=1e-10, atol=1e-10)
 
 
 def _why_not_probed(spec) -> str | None:

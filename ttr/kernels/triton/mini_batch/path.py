@@ -11,7 +11,7 @@ from ....inner_loop import InnerLoop, concatenate
 from ....inner_optim import Signals
 from ....lowering import coefficients, keep_factor
 from ....objectives import slopes
-from ....state import State
+from ....state import State, map_tensors
 from ... import padded
 from ...arguments import Call, sequences
 from ...padded import full_signals, initial
@@ -27,6 +27,11 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     Packed sequences, and rows whose mini-batches are not open at the same token, run one by one.
     """
     B, T, _, Hv, dk, dv = call.sizes
+    if torch.compiler.is_compiling() and (call.cu_seqlens is not None or call.initial_state is not None or T % int(call.spec.mini_batch)):
+        raise RuntimeError(
+            f"path='triton' with mini_batch={call.spec.mini_batch} is traced for whole mini-batches from a fresh state: got T={T}, "
+            "an initial_state or cu_seqlens; pad T, or run this call outside torch.compile"
+        )
     lengths = None if call.cu_seqlens is None else sequences(call.cu_seqlens, B, T, call.q.device)[0]
     n = B if lengths is None else len(lengths)
     state = None
@@ -108,7 +113,7 @@ def _whole(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         "weights": {name: x[0] for name, x in after.items()},
         "slots": {slot: {name: x[i + 1] for name, x in after.items()} for i, slot in enumerate(spec.optimizer.slots)},
     }
-    mini_batch = {"start": memory, "position": torch.zeros_like(state.mini_batch["position"])}
+    mini_batch = {"start": map_tensors(Tensor.clone, memory), "position": torch.zeros_like(state.mini_batch["position"])}
     return o if o.dtype == call.v.dtype else o.to(call.v.dtype), State(**memory, mini_batch=mini_batch, spec_hash=spec.hash)
 
 

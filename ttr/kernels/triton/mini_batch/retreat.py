@@ -95,7 +95,7 @@ def retreat_kernel(
         if BIASED:
             c += tl.sum(read, 0) + tl.sum(da, 0)
     if NORM:
-        here = (n * HV + head) * DV + values
+        here = (n * HV + head).to(tl.int64) * DV + values
         tl.store(dgamma + here, scaled, mask=values < DV)
         tl.store(dbeta + here, shifted, mask=values < DV)
     store_block(dfirst + at * DK * DV, d, keys, values, DK, DV)

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..launch import Bound, prepare
 from ..shapes import power_of_two
@@ -47,6 +46,9 @@ class Kind(NamedTuple):
     norm: bool
     residual: bool
     before: bool
+    masked: bool  # these three and the norms: which arguments are None
+    factored: bool
+    mixed: bool
     dtype: torch.dtype
     device: int
 
@@ -55,10 +57,11 @@ class Kind(NamedTuple):
         return self.T // self.size
 
 
-def kind_of(q: Tensor, v: Tensor, slots: int, gamma: Tensor | None, first_bias: Tensor | None, form: Form) -> Kind:
-    (N, T, H, dk), (HV, dv), biased = q.shape, v.shape[2:], first_bias is not None
+def kind_of(q, v, slots: int, mask, factor, gamma, first_bias, form: Form, mixed: bool) -> Kind:
+    (N, T, H, dk), (HV, dv) = q.shape, v.shape[2:]
     return Kind(
-        N, T, H, HV, dk, dv, form.size, slots, biased, gamma is not None, form.residual, form.before, q.dtype, q.get_device()
+        N, T, H, HV, dk, dv, form.size, slots, first_bias is not None, gamma is not None, form.residual, form.before,
+        mask is not None, factor is not None, mixed, q.dtype, q.get_device(),
     )  # fmt: skip
 
 
@@ -85,7 +88,7 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, firs
     """o, the last slots and their biases, the slots and biases every mini-batch began with, and its gradients."""
     if q.is_cuda:
         prepare()
-    kind = kind_of(q, v, first.shape[2], gamma, first_bias, form)
+    kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, False)
     run, (N, T, _, HV, dk, dv, _, r), M = launches(kind), kind[:8], kind.batches
     bias = (lambda *shape: q.new_empty(shape, dtype=torch.float32)) if kind.biased else (lambda *shape: None)
     starts, start_biases = q.new_empty(N, M, HV, r, dk, dv), bias(N, M, HV, r, dv)
@@ -105,7 +108,8 @@ def backward(
     """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta, first and first_bias; None for what was not given."""
     if q.is_cuda:
         prepare()
-    kind = kind_of(q, v, dlast.shape[2], gamma, first_bias, form)
+    mixed = mixed and kept is not None
+    kind = kind_of(q, v, dlast.shape[2], mask, factor, gamma, first_bias, form, mixed)
     run, (N, T, H, HV, dk, dv, *_), M = launches(kind), kind[:8], kind.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
     dy, dgradient, dlayer, dv_ = (torch.empty_like(v) for _ in range(4))
