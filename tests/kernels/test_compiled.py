@@ -37,6 +37,20 @@ def test_the_same_numbers():
     assert counters["stats"]["unique_graphs"] == 1, "one for both mini-batches of both calls"
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_nothing_wants_a_gradient_that_did_not():
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+        o, state = testing.call(case(), COMPILED)
+    assert not o.requires_grad and not state.weights["W1"].requires_grad
+
+
+@pytest.mark.parametrize(("compile", "mini_batch", "why"), [("yes", 2, "expected true or false"), (True, "sequence", "never has")])
+def test_what_compile_means(compile, mini_batch, why):
+    spec = ttr.spec(SPEC, optimizer={"mini_batch": mini_batch})
+    with pytest.raises(ValueError, match=why):
+        testing.call(testing.random_inputs(spec, T=3, B=1, H=1, Hv=1, dk=4, dv=4), {"kind": "dual", "compile": compile})
+
+
 def test_what_cannot_be_compiled_says_so_and_runs():
     def refuse(*args, **kwargs):
         raise torch._dynamo.exc.Unsupported("no such thing")
