@@ -56,7 +56,7 @@ class TrainConfig:
     clip: float | None = 1.0  # norm of the whole gradient
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     eval_every: int | None = 100  # steps between looks at the val split; null: only at the end
-    stop_at: float | None = None  # stop once the accuracy on val reaches this
+    stop_at: float | None = None  # stop once the score (accuracy, error) on val reaches this
 
 
 @dataclass(frozen=True, kw_only=True)
