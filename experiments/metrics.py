@@ -53,32 +53,30 @@ class SliceMetrics(torch.nn.Module):
 
 
 class ErrorMetrics(torch.nn.Module):
-    """`error`: the sum of squared errors over the sum of squared targets, of a split and of each slice.
+    """`error`: the sum of squared errors over the sum of squared targets, of a split and of each segment.
 
     Answering zero has error one. `loss` is the mean squared error, which is not divided.
     """
 
     def __init__(self, segments: Sequence[Segment]):
         super().__init__()
-        self.names = [[slice_name(s, kind, len(segments) == 1) for kind in s.slices] for s in segments]
-        keys = ["error"] + [f"error/{name}" for names in self.names for name in names]
+        self.names = [segment.name for segment in segments]
+        keys = ["error", *(f"error/{name}" for name in self.names)]
         self.squares = torch.nn.ModuleDict({key: SumMetric() for key in keys})
         self.powers = torch.nn.ModuleDict({key: SumMetric() for key in keys})
         self.loss = MeanMetric()
 
     def update(self, batch: VectorBatch, answers: Tensor) -> None:
         """Count one batch: answers [n, d_out] at its questions in order."""
-        at = batch.slices >= 0
-        squares, powers = (answers - batch.targets[at]).square(), batch.targets[at].square()
+        targets = batch.targets[batch.asked]
+        squares, powers = (answers - targets).square(), targets.square()
         self.loss.update(squares)
-        for number, name in enumerate(self.names[batch.segment]):
-            mine = batch.slices[at] == number
-            for key in ("error", f"error/{name}"):
-                cast(SumMetric, self.squares[key]).update(squares[mine])
-                cast(SumMetric, self.powers[key]).update(powers[mine])
+        for key in ("error", f"error/{self.names[batch.segment]}"):
+            cast(SumMetric, self.squares[key]).update(squares)
+            cast(SumMetric, self.powers[key]).update(powers)
 
     def report(self, stage: str) -> dict[str, Tensor]:
-        """{"STAGE/loss", "STAGE/error", "STAGE/error/SLICE"}; the count starts again."""
+        """{"STAGE/loss", "STAGE/error", "STAGE/error/SEGMENT"}; the count starts again."""
         values = {f"{stage}/loss": self.loss.compute()}
         for key in self.squares:
             values[f"{stage}/{key}"] = cast(SumMetric, self.squares[key]).compute() / cast(SumMetric, self.powers[key]).compute()

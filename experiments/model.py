@@ -161,11 +161,10 @@ class RegressionModule(TaskModule):
         self.save_hyperparameters(ignore=["segments", "compile"])
 
     def loss(self, batch: VectorBatch) -> Tensor:
-        at = batch.slices >= 0
-        return F.mse_loss(self.answers(batch.inputs, at), batch.targets[at])
+        return F.mse_loss(self.answers(batch.inputs, batch.asked), batch.targets[batch.asked])
 
     def count(self, batch: VectorBatch) -> None:
-        self.metrics.update(batch, self.answers(batch.inputs, batch.slices >= 0))  # type: ignore[call-arg]
+        self.metrics.update(batch, self.answers(batch.inputs, batch.asked))  # type: ignore[call-arg]
 
 
 def build_module(task: Task, *arguments: Any, **options: Any) -> TaskModule:

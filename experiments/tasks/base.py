@@ -28,7 +28,7 @@ class Segment:
     """One homogeneous part of a split: `sample(rows, generator, segment index)` draws its examples."""
 
     name: str  # as it appears in tables, e.g. "n=4 T=64"
-    slices: tuple[str, ...]  # the kinds of questions in it: of ("all", "updated", "kept") in recall, the task's own elsewhere
+    slices: tuple[str, ...]  # subset of ("all", "updated", "kept") that occurs in it
     seq_len: int
     examples: int | None  # None: endless, every batch is new
     sample: Callable[[int, torch.Generator, int], Any]  # a named tuple: tensors [rows, T, ...], inputs first, then `segment`

@@ -1,19 +1,21 @@
-"""In-context regression: a function is drawn for every sequence and must be learned from the pairs before each question.
+"""In-context regression: a function is drawn for every sequence and must be learned from the pairs that are shown.
 
-    x_1  y_1  x_2  y_2  ...  x_n  y_n        y_i = f(x_i), f new in every sequence
+    (x_1, y_1)  ...  (x_n, y_n)  |  (x'_1, ?)  ...  (x'_m, ?)        y_i = f(x_i), f new in every sequence
 
-Every vector is a position of its own, [x | 0] or [0 | y]. The answer to x_i is asked for at x_i's own position, before
-y_i is shown, so the first answer can only be a guess and every later one has one pair more to go by.
+A pair is one vector [x | y | 0], a question is [x | 0 | 1], so nothing but the regression is left to learn: no pair has to
+be put together from two positions. Answers are never shown.
 
-Source of the task and its layout: Garg et al., "What Can Transformers Learn In-Context?", NeurIPS 2022 (arXiv 2208.01066).
-Departures: y may have several channels, weights are scaled for |y|^2 / outputs to be one in the mean, the nonlinear function
-is steeper than their ReLU network, which is half linear and a third a constant, and there is no curriculum.
+Sources: Garg et al., "What Can Transformers Learn In-Context?", NeurIPS 2022 (arXiv 2208.01066), for the functions; von Oswald
+et al., "Transformers Learn In-Context by Gradient Descent", ICML 2023 (arXiv 2212.07677), for pairs as one token, where linear
+attention is one step of gradient descent. Departures: several questions a sequence, marked by a channel of their own; y
+may have several channels, with |y|^2 / outputs one in the mean; the nonlinear function is steeper than the ReLU network of
+Garg et al., which is half linear and a third a constant; no curriculum.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,69 +24,66 @@ from torch import Tensor
 from experiments.tasks.base import Segment
 from experiments.tasks.interface import Vectors
 
-SLICES = 4  # the questions of a sequence are reported in as many parts, first to last
-
 
 class VectorBatch(NamedTuple):
     """Vectors and answers of `rows` examples; `segment` says which part of the split they come from."""
 
     inputs: Tensor  # [rows, T, d_in] float32
     targets: Tensor  # [rows, T, d_out] float32: the answer at each question, zero elsewhere
-    slices: Tensor  # [rows, T] int64: which of the segment's slices a question belongs to, -1 where nothing is asked
+    asked: Tensor  # [rows, T] bool: where the questions are
     segment: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class InContextRegression:
-    """`pairs` pairs of a random function of x ~ N(0, I); error relative to answering zero, by number of pairs seen.
+    """`pairs` pairs of a random function of x ~ N(0, I), then `questions`; the error is relative to answering zero.
 
     linear: y = W x, W ~ N(0, 1 / inputs). mlp: y = A tanh(W x + b) with `hidden` units, W ~ N(0, gain^2 / inputs),
-    b ~ N(0, gain^2), A ~ N(0, 1 / hidden), scaled.
+    b ~ N(0, gain^2), A ~ N(0, 1 / hidden), scaled. The test is repeated for every number of pairs in `test_pairs`.
     """
 
     kind: str = "in_context_regression"
     function: Literal["linear", "mlp"] = "linear"
     inputs: int = 8
-    outputs: int = 1
+    outputs: int = 8
     pairs: int = 32
-    hidden: int = 8
+    questions: int = 16
+    hidden: int = 16
     gain: float = 2.0
     examples: int | None = None  # of training; null: every batch is new
+    test_pairs: list[int] = field(default_factory=list)  # empty: `pairs`
     test_examples: int = 1024
 
     @property
     def interface(self) -> Vectors:
-        return Vectors(self.inputs + self.outputs, self.outputs)
+        return Vectors(self.inputs + self.outputs + 1, self.outputs)
 
     def segments(self, split: str) -> list[Segment]:
-        for name in ("inputs", "outputs", "hidden"):
+        counts = [self.pairs] if split == "train" else self.test_pairs or [self.pairs]
+        for name in ("inputs", "outputs", "questions", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.pairs < SLICES or self.pairs % SLICES:
-            raise ValueError(f"pairs must be a multiple of {SLICES}, the parts that are reported, got {self.pairs}")
-        part = self.pairs // SLICES
+        if min(self.pairs, *counts) < 1 or len(set(counts)) < len(counts):
+            raise ValueError(f"pairs and test_pairs must be at least 1 and no number listed twice, got {self.pairs} and {self.test_pairs}")
         return [
             Segment(
-                name=f"n={self.pairs}",
-                slices=tuple(f"after {i * part}-{(i + 1) * part - 1}" for i in range(SLICES)),
-                seq_len=2 * self.pairs,
+                name=f"n={pairs}",
+                slices=("all",),
+                seq_len=pairs + self.questions,
                 examples=self.examples if split == "train" else self.test_examples,
-                sample=functools.partial(_sample, self),
+                sample=functools.partial(_sample, self, pairs),
             )
+            for pairs in counts
         ]
 
 
-def _sample(task: InContextRegression, rows: int, generator: torch.Generator, segment: int) -> VectorBatch:
-    x = torch.randn(rows, task.pairs, task.inputs, generator=generator)
+def _sample(task: InContextRegression, pairs: int, rows: int, generator: torch.Generator, segment: int) -> VectorBatch:
+    x = torch.randn(rows, pairs + task.questions, task.inputs, generator=generator)
     y = FUNCTIONS[task.function](x, task, generator)
-    inputs = torch.zeros(rows, 2 * task.pairs, task.inputs + task.outputs)
-    inputs[:, 0::2, : task.inputs] = x
-    inputs[:, 1::2, task.inputs :] = y
-    targets = torch.zeros(rows, 2 * task.pairs, task.outputs)
-    targets[:, 0::2] = y
-    slices = torch.full((rows, 2 * task.pairs), -1)
-    slices[:, 0::2] = torch.arange(task.pairs) // (task.pairs // SLICES)
-    return VectorBatch(inputs, targets, slices, segment)
+    asked = (torch.arange(pairs + task.questions) >= pairs).expand(rows, -1)
+    shown = y.masked_fill(asked[:, :, None], 0.0)
+    inputs = torch.cat([x, shown, asked[:, :, None].float()], dim=-1)
+    return VectorBatch(inputs, y - shown, asked, segment)
 
 
 def linear(x: Tensor, task: InContextRegression, generator: torch.Generator) -> Tensor:
