@@ -99,7 +99,8 @@ class Split(Dataset[Any]):
         raise AssertionError("unreachable: step is below the epoch's length")
 
     def _rows(self, index: int, start: int, stop: int) -> Any:
-        parts, batch_type = [], tuple
+        parts: list[Any] = []
+        batch_type: Any = None
         for block in range(start // BLOCK, -(-stop // BLOCK)):
             rows = self._block(index, block)
             batch_type = type(rows)
