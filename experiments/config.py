@@ -35,7 +35,7 @@ class ModelConfig:
     n_layers: int = 1
     mlp: Literal["swiglu"] | None = None
     mlp_ratio: float = 8 / 3
-    tie_embeddings: bool = True
+    tie_embeddings: bool = True  # of a task of tokens; vectors are read and answered by two maps
     init_std: float | None = None  # null: d_model ** -0.5; the usual 0.02 is made for wide models and stalls small ones
     layer: dict[str, Any] = field(default_factory=dict)
 

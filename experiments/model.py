@@ -41,7 +41,7 @@ def build_lm(interface: Interface, model: dict[str, Any], specs: Sequence[Any]) 
 
 
 class TaskModule(LightningModule, ABC):
-    """Trains and evaluates a model on one kind of task, which says in `losses` and `count` what its answers are worth.
+    """Trains and evaluates a model on one kind of task, whose class says in `loss` and `count` what its answers are worth.
 
     Every hyperparameter is a plain container, so that `load_from_checkpoint` rebuilds the module from a file alone.
 
