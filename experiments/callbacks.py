@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-Report = Callable[[dict[str, Any]], None]  # takes {"run", "step", "steps", "loss" or "accuracy"}
+Report = Callable[[dict[str, Any]], None]  # takes {"run", "step", "steps", "score": ("loss" or the task's, its value)}
 WARMUP_STEPS = 3  # steps that the clock ignores: allocation, compilation
 
 
@@ -25,7 +25,7 @@ class Clock(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
         self._seen += 1
         if self._seen > WARMUP_STEPS:
-            self.tokens += batch.tokens.numel()
+            self.tokens += batch[0].shape[0] * batch[0].shape[1]
         elif self._seen == WARMUP_STEPS:
             self._start(module)
 
@@ -71,17 +71,17 @@ class Clock(Callback):
 class Progress(Callback):
     """Tells `report` where a run stands, every few steps and after every look at the val split."""
 
-    def __init__(self, run: str, steps: int, report: Report):
-        self.run, self.steps, self.report = run, steps, report
+    def __init__(self, run: str, steps: int, score: str, report: Report):
+        self.run, self.steps, self.score, self.report = run, steps, score, report
         self.every = max(1, steps // 100)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
         if trainer.global_step % self.every == 0:
             loss = float(outputs["loss"])
-            self.report({"run": self.run, "step": trainer.global_step, "steps": self.steps, "loss": loss})
+            self.report({"run": self.run, "step": trainer.global_step, "steps": self.steps, "score": ("loss", loss)})
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if accuracy is not None:
+        value = trainer.callback_metrics.get(f"val/{self.score}")
+        if value is not None:
             step = trainer.global_step
-            self.report({"run": self.run, "step": step, "steps": self.steps, "accuracy": float(accuracy)})
+            self.report({"run": self.run, "step": step, "steps": self.steps, "score": (self.score, float(value))})

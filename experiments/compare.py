@@ -45,10 +45,10 @@ class Summary:
     parameters: int
     state_bytes: int
     tokens_per_second: float
-    mean: dict[str, float]  # accuracy by slice
+    mean: dict[str, float]  # the task's score (accuracy or error) by slice
     sd: dict[str, float]  # over the seeds; nan for one seed
     old: dict[str, float]  # fraction of outdated answers, by slice that has rewritten keys
-    every: dict[str, list[float]]  # accuracy by slice and seed
+    every: dict[str, list[float]]  # the score by slice and seed
 
 
 def plan(experiment: Experiment) -> list[Run]:
@@ -70,8 +70,8 @@ def sizes(experiment: Experiment) -> list[Size]:
     result = []
     for mixer in experiment.mixers:
         try:
-            lm = build_lm(task.vocab_size, asdict(config.model), mixer.per_block(config.model.n_layers))
-            result.append(Size(mixer.label, parameter_count(lm), state_bytes(lm, task.vocab_size, longest)))
+            lm = build_lm(task.interface, asdict(config.model), mixer.per_block(config.model.n_layers))
+            result.append(Size(mixer.label, parameter_count(lm), state_bytes(lm, task.interface, longest)))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"mixer {mixer.label!r}: {error}") from error
     return result
@@ -178,7 +178,8 @@ def _failure(run: Run, error: BaseException) -> str:
 def summarise(experiment: Experiment, runs: Sequence[Run]) -> list[Summary]:
     """One line per mixer that has a finished run, in the order of the configuration."""
     results = [(run, read_result(run, experiment.folder)) for run in runs]
-    names = slice_names(experiment.task.segments("test"))
+    names, score = slice_names(experiment.task.segments("test")), experiment.task.interface.score
+    best_of = max if score.best == "max" else min
     summaries = []
     for mixer in experiment.mixers:
         mine = [(run, result) for run, result in results if result is not None and run.label == mixer.label]
@@ -187,9 +188,9 @@ def summarise(experiment: Experiment, runs: Sequence[Run]) -> list[Summary]:
         by_lr: dict[float, list[dict[str, Any]]] = {}
         for run, result in mine:
             by_lr.setdefault(run.lr, []).append(result)
-        lr = max(by_lr, key=lambda lr: statistics.mean(result["val"]["accuracy"] for result in by_lr[lr]))
+        lr = best_of(by_lr, key=lambda lr: statistics.mean(result["val"][score.name] for result in by_lr[lr]))
         best = by_lr[lr]
-        every = {name: [result["test"]["slices"][name]["accuracy"] for result in best] for name in names}
+        every = {name: [result["test"]["slices"][name][score.name] for result in best] for name in names}
         old = {name: [result["test"]["slices"][name]["old"] for result in best] for name in names}
         summaries.append(
             Summary(
@@ -211,7 +212,8 @@ def summarise(experiment: Experiment, runs: Sequence[Run]) -> list[Summary]:
 def write_csv(path: Path, experiment: Experiment, runs: Sequence[Run]) -> None:
     """The tidy table: one row per finished run, split and slice."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = ["mixer", "seed", "lr", "split", "slice", "accuracy", "old_answers", "parameters", "state_bytes"]
+    score = experiment.task.interface.score.name
+    columns = ["mixer", "seed", "lr", "split", "slice", score, "old_answers", "parameters", "state_bytes"]
     columns += ["tokens_per_second", "seconds", "steps", "device", "run"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -224,7 +226,7 @@ def write_csv(path: Path, experiment: Experiment, runs: Sequence[Run]) -> None:
             shared |= {"mixer": run.label, "seed": run.seed, "lr": run.lr, "run": run.id}
             shared |= {"device": result["environment"]["device"]}
             for split in ("val", "test"):
-                whole = {"all slices": {"accuracy": result[split]["accuracy"], "old": None}}
+                whole = {"all slices": {score: result[split][score], "old": None}}
                 for name, values in (whole | result[split]["slices"]).items():
-                    row = {"split": split, "slice": name, "accuracy": values["accuracy"], "old_answers": values["old"]}
+                    row = {"split": split, "slice": name, score: values[score], "old_answers": values["old"]}
                     writer.writerow(shared | row)

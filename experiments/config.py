@@ -35,7 +35,7 @@ class ModelConfig:
     n_layers: int = 1
     mlp: Literal["swiglu"] | None = None
     mlp_ratio: float = 8 / 3
-    tie_embeddings: bool = True
+    tie_embeddings: bool = True  # of a task of tokens; vectors are read and answered by two maps
     init_std: float | None = None  # null: d_model ** -0.5; the usual 0.02 is made for wide models and stalls small ones
     layer: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class TrainConfig:
     clip: float | None = 1.0  # norm of the whole gradient
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     eval_every: int | None = 100  # steps between looks at the val split; null: only at the end
-    stop_at: float | None = None  # stop once the accuracy on val reaches this
+    stop_at: float | None = None  # stop once the score (accuracy, error) on val reaches this
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Accuracy by slice: over all keys, over rewritten and kept ones, and how often the answer was the outdated value."""
+"""What is measured on a split: accuracy by slice and how often an answer was outdated, or the relative error by slice."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
-from experiments.tasks import IGNORE, Batch, Segment, slice_name
+from experiments.tasks import IGNORE, Batch, Segment, VectorBatch, slice_name
 
 
 class SliceMetrics(torch.nn.Module):
@@ -49,4 +49,37 @@ class SliceMetrics(torch.nn.Module):
         values = {f"{stage}/{key}": self._mean(key).compute() for key in self.means}
         for key in self.means:
             self._mean(key).reset()
+        return values
+
+
+class ErrorMetrics(torch.nn.Module):
+    """`error`: the sum of squared errors over the sum of squared targets, of a split and of each segment.
+
+    Answering zero has error one. `loss` is the mean squared error, which is not divided.
+    """
+
+    def __init__(self, segments: Sequence[Segment]):
+        super().__init__()
+        self.names = [segment.name for segment in segments]
+        keys = ["error", *(f"error/{name}" for name in self.names)]
+        self.squares = torch.nn.ModuleDict({key: SumMetric() for key in keys})
+        self.powers = torch.nn.ModuleDict({key: SumMetric() for key in keys})
+        self.loss = MeanMetric()
+
+    def update(self, batch: VectorBatch, answers: Tensor) -> None:
+        """Count one batch: answers [n, d_out] at its questions in order."""
+        targets = batch.targets[batch.asked]
+        squares, powers = (answers - targets).square(), targets.square()
+        self.loss.update(squares)
+        for key in ("error", f"error/{self.names[batch.segment]}"):
+            cast(SumMetric, self.squares[key]).update(squares)
+            cast(SumMetric, self.powers[key]).update(powers)
+
+    def report(self, stage: str) -> dict[str, Tensor]:
+        """{"STAGE/loss", "STAGE/error", "STAGE/error/SEGMENT"}; the count starts again."""
+        values = {f"{stage}/loss": self.loss.compute()}
+        for key in self.squares:
+            values[f"{stage}/{key}"] = cast(SumMetric, self.squares[key]).compute() / cast(SumMetric, self.powers[key]).compute()
+        for metric in (self.loss, *self.squares.values(), *self.powers.values()):
+            cast(SumMetric, metric).reset()
         return values

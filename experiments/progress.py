@@ -39,20 +39,21 @@ class RunBars:
             self.console.print(f"{finished} of {total} runs are finished already")
 
     def update(self, event: dict[str, Any]) -> None:
-        """An event of `callbacks.Progress`: step, steps and the newest loss or accuracy of a run."""
+        """An event of `callbacks.Progress`: step, steps and the newest loss or score of a run."""
         name = event["run"]
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(escape(name), total=event["steps"], note="")
-        note = f"loss {event['loss']:.3f}" if "loss" in event else f"accuracy {event['accuracy']:.3f}"
+        note = "{} {:.3f}".format(*event["score"])
         self._progress.update(self._bars[name], completed=event["step"], note=note)
 
     def finish(self, name: str, result: dict[str, Any]) -> None:
         self._close(name)
         if self.show:
-            slices = {name: values["accuracy"] for name, values in result["test"]["slices"].items()}
+            score = result["score"]
+            slices = {name: values[score] for name, values in result["test"]["slices"].items()}
             if len(slices) > 2:
-                slices = {"accuracy": result["test"]["accuracy"]}
-            parts = [f"{name} {accuracy:.3f}" for name, accuracy in slices.items()]
+                slices = {score: result["test"][score]}
+            parts = [f"{name} {value:.3f}" for name, value in slices.items()]
             self.console.print(f"  {escape(name)}: {', '.join(parts)}  [dim]({result['seconds']:.0f} s)[/dim]", highlight=False)
 
     def fail(self, name: str) -> None:

@@ -47,8 +47,8 @@ def size_table(sizes: Sequence[Size], runs: int, finished: int) -> Table:
     return table
 
 
-def result_table(summaries: Sequence[Summary], title: str) -> Table:
-    """Accuracy per slice: mean over the seeds, with the standard deviation where there is more than one.
+def result_table(summaries: Sequence[Summary], title: str, score: str = "accuracy") -> Table:
+    """The score per slice: mean over the seeds, with the standard deviation where there is more than one.
 
     The shares of outdated answers are left to results.csv where there are many slices.
     """
@@ -59,7 +59,7 @@ def result_table(summaries: Sequence[Summary], title: str) -> Table:
     names = list(summaries[0].mean)
     old_names = list(summaries[0].old) if len(names) <= FEW_SLICES else []
     for name in names:
-        table.add_column("accuracy\n" + name.replace(" ", "\n"), justify="right")
+        table.add_column(f"{score}\n" + name.replace(" ", "\n"), justify="right")
     for name in old_names:
         table.add_column(f"old value\n{name}", justify="right")
     for column in ("lr", "seeds", "training\ntokens/s"):
@@ -92,12 +92,12 @@ def untrained_table(results: Sequence[UntrainedResult], d: int) -> Table:
     return table
 
 
-def draw(path: Path, summaries: Sequence[Summary], title: str, chance: float | None = None) -> None:
-    """accuracy.png: what was answered to rewritten keys, or accuracy over the slices where nothing is rewritten."""
+def draw(path: Path, summaries: Sequence[Summary], title: str, score: str = "accuracy", chance: float | None = None) -> None:
+    """SCORE.png: what was answered to rewritten keys, or the score over the slices where nothing is rewritten."""
     with plt.rc_context(STYLE):
         old_slices = list(summaries[0].old)
         few = len(summaries[0].mean) <= FEW_SLICES
-        figure = _answers(summaries, title, chance) if old_slices and few else _curves(summaries, title)
+        figure = _answers(summaries, title, chance) if old_slices and few else _curves(summaries, title, score)
         _save(figure, path)
 
 
@@ -137,8 +137,8 @@ def _answers(summaries: Sequence[Summary], title: str, chance: float | None) -> 
     return figure
 
 
-def _curves(summaries: Sequence[Summary], title: str) -> Any:
-    """Accuracy over the segments in their order, one line per mixer, one panel per kind of key; a band spans the seeds."""
+def _curves(summaries: Sequence[Summary], title: str, score: str) -> Any:
+    """The score over the segments in their order, one line per mixer, one panel per kind of key; a band spans the seeds."""
     panels: dict[str, list[str]] = {}
     for name in summaries[0].mean:
         panels.setdefault(name.split()[-1] if name.endswith((" updated", " kept")) else "", []).append(name)
@@ -157,10 +157,10 @@ def _curves(summaries: Sequence[Summary], title: str) -> Any:
                 axis.fill_between(at, low, high, color=colours(i % 10), alpha=0.15, lw=0)
         axis.set_xticks(list(at), [name.removesuffix(f" {kind}").replace(" ", "\n") for name in names])
         axis.set_xlim(-0.3, len(names) - 0.7)
-        axis.set_ylim(0, 1.03)
+        axis.set_ylim(0, 1.03 * max(1.0, *(line.mean[name] for line in summaries for name in names)))
         axis.grid(axis="y", color=GREY, lw=0.7)
         axis.set_title(PANEL_TITLES.get(kind, ""))
-    axes[0][0].set_ylabel("accuracy")
+    axes[0][0].set_ylabel(score)
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=14)
     figure.tight_layout()

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(experiment: Experiment, console: Console) -> int:
     """The whole experiment; the number of failed runs decides the exit status."""
-    started, config = time.perf_counter(), experiment.config
+    started, config, interface = time.perf_counter(), experiment.config, experiment.task.interface
     torch.set_num_threads(config.execution.threads)
     runs = plan(experiment)
     sizes(experiment)  # refuses a wrong declaration before the first step
@@ -85,13 +85,13 @@ def run(experiment: Experiment, console: Console) -> int:
     summaries = summarise(experiment, runs)
     write_csv(experiment.folder / "results.csv", experiment, runs)
     if summaries:
-        picture = experiment.folder / "accuracy.png"
-        report.draw(picture, summaries, config.title or config.name, chance=2 / experiment.task.vocab_size)
+        picture = experiment.folder / f"{interface.score.name}.png"
+        report.draw(picture, summaries, config.title or config.name, interface.score.name, chance=interface.chance)
         console.print()
-        console.print(report.result_table(summaries, config.title or config.name))
+        console.print(report.result_table(summaries, config.title or config.name, interface.score.name))
     if config.notes:
         console.print(Padding(config.notes.strip(), (0, 1)), highlight=False, width=min(console.width, 110))
-    console.print(f"\n{experiment.folder}: accuracy.png, results.csv, runs/   ({time.perf_counter() - started:.0f} s)")
+    console.print(f"\n{experiment.folder}: {interface.score.name}.png, results.csv, runs/   ({time.perf_counter() - started:.0f} s)")
     for failure in failures:
         console.print(f"[red]failed:[/red] {escape(failure)}", highlight=False)
     return 1 if failures else 0

@@ -3,7 +3,7 @@
 FOLDER/runs/RUN/config.yaml     what was asked
                 checkpoints/    the newest checkpoint, while the run is under way
                 metrics.csv     losses and accuracies by step
-                final.ckpt      the trained model (RecallModule.load_from_checkpoint)
+                final.ckpt      the trained model (`load_from_checkpoint` of the task's module)
                 result.json     the outcome; a run that has it is finished
 """
 
@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 import ttr
 from experiments.callbacks import Clock, Progress, Report
 from experiments.config import ExecutionConfig, read_task
-from experiments.model import RecallModule, parameter_count, state_bytes
+from experiments.model import build_module, parameter_count, state_bytes
 from experiments.tasks import TaskData, slice_names
 
 
@@ -93,12 +93,13 @@ def train(run: Run, experiment_folder: Path, execution: ExecutionConfig, report:
     )
     lightning.seed_everything(run.seed, workers=True, verbose=False)
     segments = task.segments("test")
-    module = RecallModule(task.vocab_size, run.model, run.declaration, settings, data.steps, segments, compile=execution.compile)
+    module = build_module(task, run.model, run.declaration, settings, data.steps, segments, compile=execution.compile)
+    score = task.interface.score
     clock = Clock()
-    callbacks: list[Callback] = [clock, Progress(run.name, data.steps, report)] if report else [clock]
+    callbacks: list[Callback] = [clock, Progress(run.name, data.steps, score.name, report)] if report else [clock]
     if settings["stop_at"] is not None:
         callbacks.append(
-            EarlyStopping("val/accuracy", mode="max", patience=data.steps, stopping_threshold=settings["stop_at"], verbose=False)
+            EarlyStopping(f"val/{score.name}", mode=score.best, patience=data.steps, stopping_threshold=settings["stop_at"], verbose=False)
         )
     checkpoints = folder / "checkpoints"
     callbacks.append(
@@ -136,12 +137,13 @@ def train(run: Run, experiment_folder: Path, execution: ExecutionConfig, report:
         "seed": run.seed,
         "lr": run.lr,
         "parameters": parameter_count(module.lm),
-        "state_bytes": state_bytes(module.lm, task.vocab_size, longest),
+        "state_bytes": state_bytes(module.lm, task.interface, longest),
         "steps": trainer.global_step,
         "tokens_per_second": clock.tokens_per_second(),
         "seconds": clock.earlier_seconds + time.perf_counter() - started,
-        "val": _by_slice(val, "val", slice_names(segments)),
-        "test": _by_slice(test, "test", slice_names(segments)),
+        "score": score.name,
+        "val": _by_slice(val, "val", score.name, slice_names(segments)),
+        "test": _by_slice(test, "test", score.name, slice_names(segments)),
         "environment": environment(str(trainer.strategy.root_device)),
     }
     trainer.save_checkpoint(folder / "final.ckpt", weights_only=True)
@@ -186,10 +188,10 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _by_slice(metrics: Any, stage: str, names: list[str]) -> dict[str, Any]:
-    """{"accuracy", "loss", "slices": {name: {"accuracy", "old"}}}; `old` is the fraction of outdated answers."""
-    slices = {name: {"accuracy": metrics[f"{stage}/accuracy/{name}"], "old": metrics.get(f"{stage}/old/{name}")} for name in names}
-    return {"accuracy": metrics[f"{stage}/accuracy"], "loss": metrics[f"{stage}/loss"], "slices": slices}
+def _by_slice(metrics: Any, stage: str, score: str, names: list[str]) -> dict[str, Any]:
+    """{SCORE, "loss", "slices": {name: {SCORE, "old"}}}; `old` is the fraction of outdated answers, where there is one."""
+    slices = {name: {score: metrics[f"{stage}/{score}/{name}"], "old": metrics.get(f"{stage}/old/{name}")} for name in names}
+    return {score: metrics[f"{stage}/{score}"], "loss": metrics[f"{stage}/loss"], "slices": slices}
 
 
 def _loggers(folder: Path, execution: ExecutionConfig) -> list[Any]:

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from experiments.tasks.recall import Batch
+from experiments.tasks.interface import Interface
 
 BLOCK = 1024  # rows made at once; part of what a seed means, so not an option
 CACHE_BYTES = 2**28  # blocks kept in memory by a split, for segments that are walked more than once
@@ -30,7 +31,7 @@ class Segment:
     slices: tuple[str, ...]  # subset of ("all", "updated", "kept") that occurs in it
     seq_len: int
     examples: int | None  # None: endless, every batch is new
-    sample: Callable[[int, torch.Generator, int], Batch]
+    sample: Callable[[int, torch.Generator, int], Any]  # a named tuple: tensors [rows, T, ...], inputs first, then `segment`
 
 
 class Task(Protocol):
@@ -40,7 +41,9 @@ class Task(Protocol):
     def kind(self) -> str: ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def interface(self) -> Interface:
+        """What is read, what is answered, and how that is scored."""
+        ...
 
     def segments(self, split: str) -> list[Segment]:
         """The segments of "train", "val" or "test", in the order in which they are walked."""
@@ -64,14 +67,14 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class Split(Dataset[Batch]):
+class Split(Dataset[Any]):
     """Batch number `step` of one split; steps beyond one epoch walk the same segments again."""
 
     def __init__(self, segments: Sequence[Segment], *, split: str, seed: int, batch_size: int):
         if any(segment.examples is None for segment in segments) and len(segments) > 1:
             raise ValueError(f"{split}: an endless segment (examples: null) must be the only one, got {len(segments)}")
         self.segments, self.split, self.seed, self.batch_size = list(segments), split, seed, batch_size
-        self._blocks: dict[tuple[int, int], Batch] = {}
+        self._blocks: dict[tuple[int, int], Any] = {}
         self._cached_bytes = 0
 
     def steps_per_epoch(self) -> int | None:
@@ -81,7 +84,7 @@ class Split(Dataset[Batch]):
             return None
         return sum(-(-count // self.batch_size) for count in counts if count is not None)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Any:
         epoch_steps = self.steps_per_epoch()
         if epoch_steps is None:
             return self._rows(0, step * self.batch_size, (step + 1) * self.batch_size)
@@ -95,28 +98,35 @@ class Split(Dataset[Batch]):
             step -= batches
         raise AssertionError("unreachable: step is below the epoch's length")
 
-    def _rows(self, index: int, start: int, stop: int) -> Batch:
-        parts = []
+    def _rows(self, index: int, start: int, stop: int) -> Any:
+        parts: list[Any] = []
+        batch_type: Any = None
         for block in range(start // BLOCK, -(-stop // BLOCK)):
             rows = self._block(index, block)
+            batch_type = type(rows)
             part = slice(max(start - block * BLOCK, 0), min(stop - block * BLOCK, BLOCK))
-            parts.append([tensor[part] for tensor in rows[:3]])
-        tokens, labels, stale = (torch.cat(tensors).long() for tensors in zip(*parts, strict=True))
-        return Batch(tokens, labels, stale, index)
+            parts.append([tensor[part] for tensor in rows[:-1]])
+        tensors = (_cast(torch.cat(tensors), torch.int32, torch.int64) for tensors in zip(*parts, strict=True))
+        return batch_type(*tensors, segment=index)
 
-    def _block(self, index: int, block: int) -> Batch:
+    def _block(self, index: int, block: int) -> Any:
         key = (index, block)
         if key not in self._blocks:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.split, index, block))
             made = self.segments[index].sample(BLOCK, generator, index)
-            made = Batch(*(tensor.to(torch.int32) for tensor in made[:3]), segment=index)
+            made = type(made)(*(_cast(tensor, torch.int64, torch.int32) for tensor in made[:-1]), segment=index)
             if self.steps_per_epoch() is None:
                 self._blocks.clear()  # an endless split is walked forwards: only the newest block is needed
             elif self._cached_bytes > CACHE_BYTES:
                 return made
             self._blocks[key] = made
-            self._cached_bytes += sum(tensor.nbytes for tensor in made[:3])
+            self._cached_bytes += sum(tensor.nbytes for tensor in made[:-1])
         return self._blocks[key]
+
+
+def _cast(tensor: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
+    """Integers are kept at half their size; everything else stays as it is."""
+    return tensor.to(target) if tensor.dtype == source else tensor
 
 
 class StepLoader:
@@ -133,7 +143,7 @@ class StepLoader:
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         order = range(self._handed_out, self.steps)
         loader = DataLoader(self.split, batch_size=None, sampler=order, num_workers=self.workers)
         for batch in loader:
@@ -164,13 +174,13 @@ class TaskData(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         return StepLoader(self.split("train"), self.steps, self.workers)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self._whole("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._whole("test")
 
-    def _whole(self, name: str) -> DataLoader[Batch]:
+    def _whole(self, name: str) -> DataLoader[Any]:
         split = self.split(name)
         steps = split.steps_per_epoch()
         if steps is None:

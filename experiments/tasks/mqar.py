@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.tasks.base import Segment
+from experiments.tasks.interface import Tokens
 from experiments.tasks.recall import check_sizes, recall_examples
 
 
@@ -57,6 +58,10 @@ class MQAR:
     train: list[MQARSegment] = field(default_factory=list)
     val: list[MQARSegment] = field(default_factory=list)  # empty: the test segments, other examples
     test: list[MQARSegment] = field(default_factory=list)
+
+    @property
+    def interface(self) -> Tokens:
+        return Tokens(self.vocab_size)
 
     def segments(self, split: str) -> list[Segment]:
         listed = {"train": self.train, "val": self.val or self.test, "test": self.test}[split]

@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass
 
 from experiments.tasks.base import Segment
+from experiments.tasks.interface import Tokens
 from experiments.tasks.mqar import _sample, update_slices
 from experiments.tasks.recall import check_sizes
 
@@ -29,6 +30,10 @@ class Overwrite:
     updates: int = 8
     examples: int | None = None  # of training; null: every batch is new
     test_examples: int = 1024
+
+    @property
+    def interface(self) -> Tokens:
+        return Tokens(self.vocab_size)
 
     def segments(self, split: str) -> list[Segment]:
         sizes = {"seq_len": self.seq_len, "pairs": self.pairs, "updates": self.updates, "passes": 1}
