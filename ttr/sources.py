@@ -140,4 +140,4 @@ def _meaning(word: str, key: str) -> str:
         return "base"
     if key == "read":
         return "at"
-    return "kind" if key in (*SLOTS, "map", "step_rule") or word not in SIGNAL_MAPS.kinds() else "map"
+    return "kind" if key in (*SLOTS, "map", "step_rule", "mirror") or word not in SIGNAL_MAPS.kinds() else "map"

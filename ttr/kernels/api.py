@@ -50,7 +50,7 @@ def regress(
     path: auto | definition | recurrent | chunk | dual | sdpa | triton, or with an option {kind: chunk, chunk_size: 32} or
     {kind: dual, compile: true} (mini-batches through torch.compile: minutes at first, then many times faster). triton (what auto
     takes on a GPU of compute capability 9.0 or more, where it serves) computes in the widest dtype of q, k and v, has no
-    second derivative, and looks at the values of cu_seqlens on the device alone: wrong ones are a device-side assertion.
+    second derivative, and looks at the values of cu_seqlens on the device alone (but with mini-batches): wrong ones are a device-side assertion.
     The layer part of the declaration (norms, feature maps, projections) never acts here.
 
     Returns o: [B, T, Hv, dv] in v's dtype, and the State after the last token (float32, float64 for float64 inputs).

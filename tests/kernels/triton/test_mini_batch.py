@@ -183,7 +183,7 @@ def test_heads_that_are_too_wide():
         ttr.select_path(MECHANISMS["ttt_linear"], path="triton", device="cuda", dk=256, dv=256)
 
 
-# worst measured on an H200 over the cases below: 4.5e-3 bfloat16, 5e-4 float16, 2e-6 float32
+# worst seen on an H200 over like cases (200 tokens): bfloat16 1.6e-2 (d log_decay, else 4.5e-3), float16 4.1e-4; float32 kept its bound
 BOUNDS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 

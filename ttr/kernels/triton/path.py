@@ -1,7 +1,8 @@
 """path='triton': a checked call in the caller's own layout, [B, T, H, d], to the operators and back.
 
 q, k and v of different dtypes run in the widest of them; o comes in v's dtype, the state in float32. Nothing here waits
-for the device or copies to it: what follows from the declaration alone is brought there once.
+for the device or copies to it (`mini_batch` does, for packed sequences and for states): what follows from the declaration
+alone is brought there once.
 """
 
 from __future__ import annotations
