@@ -48,9 +48,10 @@ def regress(
     params: learned constants from `spec.init_params(Hv, dk, dv)`. scale: None means the declaration's.
     initial_state: a State, or [B, Hv, dk, dv] for linear regressors. cu_seqlens: [N+1] int32, B = 1; states have N.
     path: auto | definition | recurrent | chunk | dual | sdpa | triton, or with an option {kind: chunk, chunk_size: 32} or
-    {kind: dual, compile: true} (mini-batches through torch.compile: minutes at first, then many times faster). triton (what auto
-    takes on a GPU of compute capability 9.0 or more, where it serves) computes in the widest dtype of q, k and v, has no
-    second derivative, and looks at the values of cu_seqlens on the device alone (but with mini-batches): wrong ones are a device-side assertion.
+    {kind: dual, compile: true} (whole mini-batches through torch.compile, slow at first). triton (what auto takes on a GPU
+    of compute capability 9.0 or more, where it serves) computes in the widest dtype of q, k and v, has no second
+    derivative, and, but for mini-batches, looks at the values of cu_seqlens on the device alone: wrong ones are a
+    device-side assertion.
     The layer part of the declaration (norms, feature maps, projections) never acts here.
 
     Returns o: [B, T, Hv, dv] in v's dtype, and the State after the last token (float32, float64 for float64 inputs).
