@@ -6,7 +6,7 @@ import triton.language as tl
 from ..launch import kernel
 from ..tiles import load_block, load_rows, product, store_rows
 from .inner import normalized
-from .places import load_affine, load_pairs, load_rows_of, place_of
+from .places import batch_of, load_affine, load_pairs, load_rows_of
 
 
 @triton.jit
@@ -37,15 +37,11 @@ def outputs_kernel(
     BEFORE: tl.constexpr,
 ):  # fmt: skip
     """One mini-batch of one head a program: Y = sum_s Q0_s * (Q Z_s) + (R * Q K^T) G,  O = [Q +] [LN](Y). mask, rows: R, Q0."""
-    n = tl.program_id(0) // batches
-    batch = tl.program_id(0) % batches
-    head = tl.program_id(1)
+    head, token, place = batch_of(T, batches, HV, SIZE)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     valid = t < SIZE
-    token = n.to(tl.int64) * T + batch * SIZE
-    place = place_of(n, batch, batches, head, HV)
     query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     g = load_rows(gradient + head * DV, token, t, valid, values, HV * DV, DV, BV)

@@ -6,7 +6,7 @@ from ..launch import kernel
 from ..tiles import load_block, load_numbers, load_rows, product, store_rows
 from .inner import normalized, normalized_gradient
 from .outputs import read_slot, scores_of
-from .places import load_affine, load_factor, load_pairs, pair_pointers, place_of
+from .places import batch_of, load_affine, load_factor, load_pairs, pair_pointers
 
 
 @kernel("T batches eps")
@@ -24,15 +24,11 @@ def outputs_gradient_kernel(
 
     dq, dk: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch alone, [N, batches, Hv, dv].
     """
-    n = tl.program_id(0) // batches
-    batch = tl.program_id(0) % batches
-    head = tl.program_id(1)
+    head, token, place = batch_of(T, batches, HV, SIZE)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     valid = t < SIZE
-    token = n.to(tl.int64) * T + batch * SIZE
-    place = place_of(n, batch, batches, head, HV)
     query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     g = load_rows(gradient + head * DV, token, t, valid, values, HV * DV, DV, BV)

@@ -17,6 +17,15 @@ def place_of(n, batch, batches, head, HV: tl.constexpr):
 
 
 @triton.jit
+def batch_of(T, batches, HV: tl.constexpr, SIZE: tl.constexpr):
+    """Of a program in a grid of (sequences x mini-batches, value heads): its head, its first token (int64) and its place."""
+    n = tl.program_id(0) // batches
+    batch = tl.program_id(0) % batches
+    head = tl.program_id(1)
+    return head, n.to(tl.int64) * T + batch * SIZE, place_of(n, batch, batches, head, HV)
+
+
+@triton.jit
 def load_token_numbers(base, row, t, valid, SIZE: tl.constexpr):
     """[ROWS], zero behind the last token."""
     return tl.load(base + row * SIZE + t, mask=valid, other=0.0)

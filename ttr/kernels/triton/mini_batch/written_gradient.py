@@ -5,7 +5,7 @@ import triton.language as tl
 from ..launch import kernel
 from ..tiles import load_block, load_numbers, load_rows, store_rows
 from .inner import layer_input
-from .places import load_factor, load_written, place_of
+from .places import batch_of, load_factor, load_written
 
 
 @kernel("T batches ratio")
@@ -22,16 +22,12 @@ def written_gradient_kernel(
     dk: added to what `outputs_gradient` left there, dwritten and dfactor likewise where there is no mask. ratio: curvature / gain,
     with which the derivative by the prediction, which the key is part of, follows from that by v.
     """
-    n = tl.program_id(0) // batches
-    batch = tl.program_id(0) % batches
-    head = tl.program_id(1)
+    head, token, place = batch_of(T, batches, HV, SIZE)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     valid = t < SIZE
     inside = values < DV
-    token = n.to(tl.int64) * T + batch * SIZE
-    place = place_of(n, batch, batches, head, HV)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     g = load_rows(gradient + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
     da = load_rows(dlayer + head * DV, token, t, valid, values, HV * DV, DV, BV)
