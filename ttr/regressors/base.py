@@ -26,11 +26,15 @@ class Init(NamedTuple):  # which torch.compile can make, other than a frozen dat
         return full + self.std * torch.randn(full.shape, generator=generator, device=device) if self.std else full
 
 
-class OneLayer(NamedTuple):
-    """f(x) = [x +] [LN](x W [+ b]): W, then b, are the only weights; the norm's scale and shift are `outer`."""
+class Layers(NamedTuple):
+    """f(x) = [x +] [LN](x W [+ b]), or with an activation a [x +] [LN](a(x W [+ b]) V [+ c]).
+
+    W, b, V, c, in this order, are the only weights; the norm's scale and shift are `outer`. activation: of `mlp.ACTIVATIONS`.
+    """
 
     residual: bool = False
     eps: float = 0.0
+    activation: str | None = None
 
 
 def zeros(*shape: int, learned: bool = True) -> Init:
@@ -76,8 +80,8 @@ class Regressor(Piece):
         """The tensors of a head's state that move while reading."""
         return {name: init.shape for name, init in self.init(dk, dv).items() if name not in self.outer}
 
-    def one_layer(self) -> OneLayer | None:
-        """What a kernel has to know of a regressor that is one linear layer; None: it is something else."""
+    def layers(self) -> Layers | None:
+        """What a kernel has to know of a regressor that is one linear layer or two; None: it is something else."""
         return None
 
     def key_axis(self) -> tuple[str, ...]:

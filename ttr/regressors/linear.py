@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..registry import regressor
-from .base import Init, OneLayer, Regressor, normal, zeros
+from .base import Init, Layers, Regressor, normal, zeros
 from .base import linear as apply
 
 
@@ -22,8 +22,8 @@ class Linear(Regressor):
     def init(self, dk, dv) -> dict[str, Init]:
         return {"W": zeros(dk, dv, learned=False) if self.initial == "zero" else normal(dk, dv)}
 
-    def one_layer(self):
-        return OneLayer()
+    def layers(self):
+        return Layers()
 
     def key_axis(self):
         return ("W",)

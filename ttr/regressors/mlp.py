@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..registry import SpecError, regressor
-from .base import Init, OneLayer, Regressor, linear, normal, ones, zeros
+from .base import Init, Layers, Regressor, linear, normal, ones, zeros
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -84,8 +84,10 @@ class MLP(Regressor):
             z = F.layer_norm(z, z.shape[-1:], eps=self.eps) * w["norm_weight"] + w["norm_bias"]
         return x + z if self.residual else z
 
-    def one_layer(self):
-        return OneLayer(self.residual, self.eps) if self.depth == 1 and not self.glu else None
+    def layers(self):
+        if self.glu or self.depth > 2:
+            return None
+        return Layers(self.residual, self.eps, self.activation if self.depth == 2 else None)
 
     def key_axis(self):
         return ("W1", "W3") if self.glu else ("W1",)

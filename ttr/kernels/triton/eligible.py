@@ -90,8 +90,8 @@ def _why_not_mini_batches(spec) -> str | None:
         return why
     if optimizer.accumulate:
         return "optimizer.accumulate=true steps once per mini-batch; the kernels take linear optimizers that step at every token"
-    if not _is_one_layer(spec.regressor):
-        return f"regressor {spec.regressor.kind!r} is not one linear layer with or without a norm; the kernels hold one layer's weights"
+    if not _predicts_as_its_layers(spec.regressor):
+        return f"regressor {spec.regressor.kind!r} is not one linear layer or two with an activation between them, with or without a norm"
     if not isinstance(size, int) or not LEAST_MINI_BATCH <= size <= LARGEST_MINI_BATCH:
         return (
             f"optimizer.mini_batch={size!r}; the kernels take {LEAST_MINI_BATCH} to {LARGEST_MINI_BATCH} tokens "
@@ -121,10 +121,12 @@ def _why_not_mini_batches(spec) -> str | None:
 
 
 @constant
-def _is_one_layer(regressor) -> bool:
-    """Probe that it predicts as it says, f(x) = [x +] [LN](x W [+ b]): a class of somebody's own may have another predict."""
-    layer = regressor.one_layer()
-    if layer is None:
+def _predicts_as_its_layers(regressor) -> bool:
+    """Probe that it predicts as its `layers` say: a class of somebody's own may have another predict."""
+    from ...regressors.mlp import ACTIVATIONS
+
+    said = regressor.layers()
+    if said is None:
         return False
     generator = torch.Generator().manual_seed(0)
 
@@ -134,12 +136,18 @@ def _is_one_layer(regressor) -> bool:
     weights = {name: draw(*init.shape) for name, init in regressor.init(3, 3).items()}
     inner = [w for name, w in weights.items() if name not in regressor.outer]
     x = draw(2, 3)
-    expected = x @ inner[0] + (inner[1] if len(inner) > 1 else 0)
-    if outer := [weights[name] for name in regressor.outer if name in weights]:
-        expected = torch.nn.functional.layer_norm(expected, (3,), *outer, eps=layer.eps)
-    if len(inner) > 2 or len(outer) not in (0, 2):
+    depth = 1 if said.activation is None else 2
+    if len(inner) not in (depth, 2 * depth):
         return False
-    return torch.allclose(regressor.predict(weights, x), expected + x if layer.residual else expected, rtol=1e-10, atol=1e-10)
+    biased = len(inner) > depth
+    expected = x @ inner[0] + (inner[1] if biased else 0)
+    if said.activation is not None:
+        expected = ACTIVATIONS[said.activation](expected) @ inner[1 + biased] + (inner[3] if biased else 0)
+    if outer := [weights[name] for name in regressor.outer if name in weights]:
+        expected = torch.nn.functional.layer_norm(expected, (3,), *outer, eps=said.eps)
+    if len(outer) not in (0, 2):
+        return False
+    return torch.allclose(regressor.predict(weights, x), expected + x if said.residual else expected, rtol=1e-10, atol=1e-10)
 
 
 def _why_not_probed(spec) -> str | None:

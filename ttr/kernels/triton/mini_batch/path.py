@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ...padded import full_signals, initial
 from ...problem import Problem
 from ...torch.dual import dual
 from ...torch.masks import masks, stands_still
+from ..two_layers.op import two_layers
 from .op import mini_batches
 
 
@@ -92,29 +94,44 @@ def _whole(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     state = call.initial_state
     if state is None:
         state = initial(None, spec, params, B, Hv, dk, dv, torch.float32, call.q.device)
-    weight, *bias = spec.weight_names
     q, k, v = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in (call.q, call.k, call.v))
     q = q if call.scale == 1.0 else q * call.scale
 
-    def slots(name: str) -> Tensor:
-        return torch.stack([state.weights[name], *(state.slots[slot][name] for slot in spec.optimizer.slots)], 2)
-
     affine = [params[name].contiguous() for name in regressor.outer if name in params] or [None, None]
-    first_bias = slots(bias[0]) if bias else None
-    curvature, gain = slopes(spec.objective, dv)
-    layer = regressor.one_layer()
-    assert layer is not None  # `eligible` has asked
-    form = int(spec.mini_batch), layer.residual, layer.eps, curvature, gain, spec.read.at == "before"
+    first = {
+        name: torch.stack([state.weights[name], *(state.slots[slot][name] for slot in spec.optimizer.slots)], 2)
+        for name in spec.weight_names
+    }
+    layers, (curvature, gain) = regressor.layers(), slopes(spec.objective, dv)
+    assert layers is not None  # `eligible` has asked
+    form = layers.residual, layers.eps, curvature, gain, spec.read.at == "before"
+    run = _one_layer if layers.activation is None else partial(_two_layers, layers.activation)
     with torch.autocast(q.device.type, enabled=False):
         numbers = _numbers(call, params) if stands_still(spec) else (*_masks(call, state, params), None)
-        o, last, last_bias = mini_batches(q, k, v, *numbers, *affine, slots(weight), first_bias, *form)
-    after = {weight: last.unbind(2)} | ({bias[0]: last_bias.unbind(2)} if bias and last_bias is not None else {})
+        o, last = run((q, k, v, *numbers, *affine), first, int(spec.mini_batch), form)
+    after = {name: x.unbind(2) for name, x in last.items()}
     memory = {
         "weights": {name: x[0] for name, x in after.items()},
         "slots": {slot: {name: x[i + 1] for name, x in after.items()} for i, slot in enumerate(spec.optimizer.slots)},
     }
     mini_batch = {"start": map_tensors(Tensor.clone, memory), "position": torch.zeros_like(state.mini_batch["position"])}
     return o if o.dtype == call.v.dtype else o.to(call.v.dtype), State(**memory, mini_batch=mini_batch, spec_hash=spec.hash)
+
+
+def _one_layer(inputs: tuple, first: dict[str, Tensor], size: int, form: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weights and slots by name, [N, Hv, r, ...], before and behind the mini-batches."""
+    weight, *bias = first
+    o, last, last_bias = mini_batches(*inputs, first[weight], first[bias[0]] if bias else None, size, *form)
+    return o, {weight: last} | ({bias[0]: last_bias} if bias and last_bias is not None else {})
+
+
+def _two_layers(activation: str, inputs: tuple, first: dict[str, Tensor], size: int, form: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same; the kernels take a memory as one row, the weights before the biases."""
+    names = sorted(first, key=lambda name: first[name].ndim, reverse=True)
+    widths = [first[name][0, 0, 0].numel() for name in names]
+    memory = torch.cat([first[name].flatten(3) for name in names], 3)
+    o, last = two_layers(*inputs, memory, size, first[names[0]].shape[-1], len(names) > 2, activation, *form)
+    return o, {name: x.view(first[name].shape) for name, x in zip(names, last.split(widths, 3), strict=True)}
 
 
 def _numbers(call: Call, params: dict[str, Tensor]) -> tuple[None, None, Tensor, None, Tensor | None]:

@@ -1,0 +1,112 @@
+"""The reads of a group's mini-batches at once."""
+
+import triton
+import triton.language as tl
+
+from ..launch import kernel
+from ..mini_batch.inner import normalized
+from ..mini_batch.outputs import scores_of
+from ..mini_batch.places import load_affine, load_pairs, load_rows_of, place_of
+from ..tiles import load_block, load_rows, product, store_rows
+from .activations import activation
+from .memory import affine, load_lower_bias, load_upper_bias, slot_size
+
+
+@triton.jit
+def group_batch_of(T, batches, begin, count, HV: tl.constexpr, SIZE: tl.constexpr):
+    """Of a program in a grid of (sequences x mini-batches of the group, value heads).
+
+    Its head, its first token, that among the group's tokens, its place among all mini-batches and among the group's.
+    """
+    n = (tl.program_id(0) // count).to(tl.int64)
+    step = tl.program_id(0) % count
+    head = tl.program_id(1)
+    batch = begin + step
+    token, here = n * T + batch * SIZE, (n * count + step) * SIZE
+    return head, token, here, place_of(n, batch, batches, head, HV), place_of(n, step, count, head, HV)
+
+
+@triton.jit
+def read_lower(
+    query, pairs, l, start, rows, place, t, valid, keys, units,
+    DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the queries find before the activation. pairs: R * Q K^T."""
+    wide = slot_size(DK, DV, M, BIASED)
+    a = product(pairs, l, PRECISION)
+    for s in tl.static_range(SLOTS):
+        z = load_block(start + s * wide, keys, units, DK, M)
+        own = affine(query, z, load_lower_bias(start + s * wide, units, DK, DV, M, BIASED), PRECISION)
+        a += load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)[:, None] * own
+    return a
+
+
+@triton.jit
+def read_upper(
+    b, start, slot: tl.constexpr, units, values,
+    DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """B Y_s of some hidden units."""
+    return product(b, load_block(start + slot * slot_size(DK, DV, M, BIASED) + DK * M, units, values, M, DV), PRECISION)
+
+
+@triton.jit
+def reads_of(
+    query, score_pairs, weights, u, hidden, lower, start, rows, place, here, head, t, valid, keys, values,
+    HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the queries find, before the norm, and B X^T (+ 1). score_pairs: R * Q K^T; weights: R."""
+    out = tl.zeros([ROWS, BV], tl.float32)
+    scores = tl.zeros([ROWS, ROWS], tl.float32)
+    wide = slot_size(DK, DV, M, BIASED)
+    for first in range(0, M, BM):
+        units = first + tl.arange(0, BM)
+        x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
+        l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM)
+        a = read_lower(query, score_pairs, l, start, rows, place, t, valid, keys, units, DK, DV, M, SIZE, SLOTS, BIASED, PRECISION)
+        b = activation(a, ACTIVATION).to(query.dtype)
+        for s in tl.static_range(SLOTS):
+            row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
+            out += row[:, None] * read_upper(b, start, s, units, values, DK, DV, M, BIASED, PRECISION)
+        scores = tl.dot(b, tl.trans(x), acc=scores, input_precision=PRECISION)
+    if BIASED:  # a weight whose input is 1
+        scores += 1.0
+        for s in tl.static_range(SLOTS):
+            d = load_upper_bias(start + s * wide, values, DK, DV, M, BIASED)
+            out += load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)[:, None] * d[None, :]
+    return tl.dot((weights * scores).to(query.dtype), u, acc=out, input_precision=PRECISION), scores
+
+
+@kernel("T batches begin count eps")
+def outputs_kernel(
+    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, T, batches, begin, count, eps,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr,
+):  # fmt: skip
+    """One mini-batch of one head a program."""
+    head, token, here, place, own = group_batch_of(T, batches, begin, count, HV, SIZE)
+    t = tl.arange(0, ROWS)
+    keys = tl.arange(0, BK)
+    values = tl.arange(0, BV)
+    valid = t < SIZE
+    query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+    key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+    u = load_rows(upper + head * DV, here, t, valid, values, HV * DV, DV, BV)
+    weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
+    pairs = (weights * scores_of(query, key, BIASED, PRECISION)).to(query.dtype)
+    start = starts + own * SLOTS * slot_size(DK, DV, M, BIASED)
+    y, _ = reads_of(
+        query, pairs, weights, u, hidden, lower, start, rows, place, here, head, t, valid, keys, values,
+        HV, DK, DV, M, BV, BM, SIZE, ROWS, SLOTS, BIASED, ACTIVATION, PRECISION,
+    )  # fmt: skip
+    if NORM:
+        scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
+        normal, _ = normalized(y, values, eps, DV, BV, NORM)
+        y = normal * scale[None, :] + shift[None, :]
+    if RESIDUAL:
+        y += query.to(tl.float32)
+    store_rows(o + head * DV, token, y, t, valid, values, HV * DV, DV, BV)

@@ -1,0 +1,103 @@
+"""What the outputs give back to their readers: to q, to Q0, and at both layers, where the writers find it."""
+
+import triton.language as tl
+
+from ..launch import kernel
+from ..mini_batch.inner import normalized, normalized_gradient
+from ..mini_batch.outputs import scores_of
+from ..mini_batch.places import load_affine, load_pairs, load_rows_of
+from ..tiles import load_block, load_rows, product, store_rows
+from .activations import activation_derivatives
+from .memory import load_lower_bias, load_upper_bias, slot_size
+from .outputs import group_batch_of, read_lower, read_upper, reads_of
+
+
+@kernel("T batches begin count eps")
+def readers_kernel(
+    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, do, dout, read, dinner, dq, drows, dgamma, dbeta,
+    T, batches, begin, count, eps,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr,
+):  # fmt: skip
+    """One mini-batch of one head a program; A, what the queries find at the lower layer, B = a(A) and B X^T are made again.
+
+        dC: of what they find at the upper one,   dB = sum_s (Q0_s * dC) Y_s^T + (R * dC U^T) X,    dA = dB * a'(A)
+        dQ = sum_s (Q0_s * dA) Z_s^T + (R * dA L^T) K [+ dO],        dQ0_s = <dA, Q Z_s + c_s> + <dC, B Y_s + d_s>
+
+    dout, read, dinner: dC, B and dA, as `upper` and `hidden` lie. dq: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch
+    alone, [N, batches, Hv, dv].
+    """
+    head, token, here, place, own = group_batch_of(T, batches, begin, count, HV, SIZE)
+    t = tl.arange(0, ROWS)
+    keys = tl.arange(0, BK)
+    values = tl.arange(0, BV)
+    valid = t < SIZE
+    query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+    key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+    u = load_rows(upper + head * DV, here, t, valid, values, HV * DV, DV, BV)
+    out = load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
+    operand = query.dtype
+    wide = slot_size(DK, DV, M, BIASED)
+    start = starts + own * SLOTS * wide
+    weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
+    pairs = (weights * scores_of(query, key, BIASED, PRECISION)).to(operand)
+    given = out
+    if NORM:
+        y, _ = reads_of(
+            query, pairs, weights, u, hidden, lower, start, rows, place, here, head, t, valid, keys, values,
+            HV, DK, DV, M, BV, BM, SIZE, ROWS, SLOTS, BIASED, ACTIVATION, PRECISION,
+        )  # fmt: skip
+        scale, _ = load_affine(gamma, beta, head, values, DV, NORM)
+        normal, rate = normalized(y, values, eps, DV, BV, NORM)
+        given = normalized_gradient(out * scale[None, :], normal, rate, values, DV, BV, NORM)
+        tl.store(dgamma + place * DV + values, tl.sum(out * normal, 0), mask=values < DV)
+        tl.store(dbeta + place * DV + values, tl.sum(out, 0), mask=values < DV)
+    narrow = given.to(operand)
+    store_rows(dout + head * DV, here, narrow, t, valid, values, HV * DV, DV, BV)
+    upper_pairs = (weights * product(narrow, tl.trans(u), PRECISION)).to(operand)
+    dx = tl.zeros([ROWS, BK], tl.float32)
+    across = tl.zeros([ROWS, ROWS], tl.float32)  # <dA_i, L_j>
+    drow = tl.zeros([ROWS], tl.float32)
+    n_drow = tl.zeros([ROWS], tl.float32)
+    if BIASED:
+        drow = tl.sum(given * load_upper_bias(start, values, DK, DV, M, BIASED)[None, :], 1)
+        if SLOTS == 2:
+            n_drow = tl.sum(given * load_upper_bias(start + wide, values, DK, DV, M, BIASED)[None, :], 1)
+    for first in range(0, M, BM):
+        units = first + tl.arange(0, BM)
+        x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
+        l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM)
+        a = read_lower(query, pairs, l, start, rows, place, t, valid, keys, units, DK, DV, M, SIZE, SLOTS, BIASED, PRECISION)
+        b, slope, _ = activation_derivatives(a, ACTIVATION)
+        b = b.to(operand)
+        store_rows(read + head * M, here, b, t, valid, units, HV * M, M, BM)
+        db = product(upper_pairs, x, PRECISION)
+        for s in tl.static_range(SLOTS):
+            row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
+            y = load_block(start + s * wide + DK * M, units, values, M, DV)
+            db = tl.dot((row[:, None] * given).to(operand), tl.trans(y), acc=db, input_precision=PRECISION)
+        da = db * slope
+        inner = da.to(operand)
+        store_rows(dinner + head * M, here, inner, t, valid, units, HV * M, M, BM)
+        across = tl.dot(inner, tl.trans(l), acc=across, input_precision=PRECISION)
+        for s in tl.static_range(SLOTS):
+            row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
+            z = load_block(start + s * wide, keys, units, DK, M)
+            dx = tl.dot((row[:, None] * da).to(operand), tl.trans(z), acc=dx, input_precision=PRECISION)
+            if drows is not None:
+                found = product(query, z, PRECISION) + load_lower_bias(start + s * wide, units, DK, DV, M, BIASED)[None, :]
+                felt = tl.sum(da * found, 1) + tl.sum(given * read_upper(b, start, s, units, values, DK, DV, M, BIASED, PRECISION), 1)
+                if s == 0:
+                    drow += felt
+                else:
+                    n_drow += felt
+    dx = tl.dot((weights * across).to(operand), key, acc=dx, input_precision=PRECISION)
+    if RESIDUAL:
+        dx += out
+    store_rows(dq + head * DK, token, dx, t, valid, keys, HV * DK, DK, BK)
+    if drows is not None:
+        tl.store(drows + place * SLOTS * SIZE + t, drow, mask=valid)
+        if SLOTS == 2:
+            tl.store(drows + (place * SLOTS + 1) * SIZE + t, n_drow, mask=valid)
