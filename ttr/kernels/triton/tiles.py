@@ -80,9 +80,12 @@ def tokens_of(base, first, head, length, HEADS: tl.constexpr, D: tl.constexpr, R
 
 @triton.jit
 def load_rows(base, token, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl.constexpr):
-    """[C, BLOCK]: the tokens from `token` (int64) on of a matrix of D channels; zero where not valid and behind the last channel."""
+    """[C, BLOCK]: the tokens from `token` (int64) on of a matrix of D channels, a whole block of them or what is left of it.
+
+    Zero where not valid and behind the last channel.
+    """
     pointers = base + token * stride + i[:, None] * stride + columns[None, :]
-    if BLOCK == D:
+    if D % BLOCK == 0:
         return tl.load(pointers, mask=valid[:, None], other=0.0)
     else:
         return tl.load(pointers, mask=valid[:, None] & (columns < D)[None, :], other=0.0)
@@ -92,7 +95,10 @@ def load_rows(base, token, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl
 def store_rows(base, token, x, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl.constexpr):
     """The inverse of `load_rows`."""
     pointers = base + token * stride + i[:, None] * stride + columns[None, :]
-    tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None] & (columns < D)[None, :])
+    if D % BLOCK == 0:
+        tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None])
+    else:
+        tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None] & (columns < D)[None, :])
 
 
 @triton.jit
@@ -187,8 +193,12 @@ def states_of(base, count, DK: tl.constexpr, DV: tl.constexpr, ROWS: tl.constexp
 
 @triton.jit
 def load_block(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
-    """A tile of a [dk, dv] state as it lies: [keys, values]."""
-    return tl.load(base + keys[:, None] * DV + values[None, :], mask=(keys < DK)[:, None] & (values < DV)[None, :], other=0.0)
+    """A tile of a [dk, dv] state as it lies, [keys, values]: whole blocks of both, or what is left of them."""
+    pointers = base + keys[:, None] * DV + values[None, :]
+    if keys.shape[0] * (DK // keys.shape[0]) == DK and values.shape[0] * (DV // values.shape[0]) == DV:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(keys < DK)[:, None] & (values < DV)[None, :], other=0.0)
 
 
 @triton.jit

@@ -108,5 +108,8 @@ def load_affine(gamma, beta, head, columns, D: tl.constexpr, NORM: tl.constexpr)
 @triton.jit
 def store_block(base, x, keys, values, DK: tl.constexpr, DV: tl.constexpr):
     """The inverse of `load_block`."""
-    mask = (keys < DK)[:, None] & (values < DV)[None, :]
-    tl.store(base + keys[:, None] * DV + values[None, :], x.to(base.dtype.element_ty), mask=mask)
+    pointers = base + keys[:, None] * DV + values[None, :]
+    if keys.shape[0] * (DK // keys.shape[0]) == DK and values.shape[0] * (DV // values.shape[0]) == DV:
+        tl.store(pointers, x.to(base.dtype.element_ty))
+    else:
+        tl.store(pointers, x.to(base.dtype.element_ty), mask=(keys < DK)[:, None] & (values < DV)[None, :])

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def activation(x, NAME: tl.constexpr):
-    y, _, _ = activation_derivatives(x, NAME)
+    y, _dy, _ddy = activation_derivatives(x, NAME)
     return y
 
 

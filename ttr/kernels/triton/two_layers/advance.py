@@ -10,12 +10,14 @@ from ..tiles import load_rows, product, store_rows
 from .activations import activation, activation_derivatives
 from .memory import (
     affine,
-    load_layers,
+    load_lower,
     load_lower_bias,
+    load_upper,
     load_upper_bias,
     slot_size,
-    store_layers,
+    store_lower,
     store_lower_bias,
+    store_upper,
     store_upper_bias,
 )
 
@@ -38,7 +40,7 @@ def advance_kernel(
     T, batches, begin, count, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
-    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`count` mini-batches, from `begin` on, of one head of one sequence a program.
 
@@ -51,7 +53,6 @@ def advance_kernel(
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     valid = t < SIZE
-    scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
     wide = slot_size(DK, DV, M, BIASED)
     slot = memory + (n * HV + head).to(tl.int64) * SLOTS * wide
     n_slot = slot + wide if SLOTS == 2 else slot
@@ -62,14 +63,17 @@ def advance_kernel(
         place = place_of(n, batch, batches, head, HV)
         start = starts + place_of(n, step, count, head, HV) * SLOTS * wide
         key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
-        value = load_rows(v + head * DV, token, t, valid, values, HV * DV, DV, BV)
         d = load_upper_bias(slot, values, DK, DV, M, BIASED)
         a = tl.zeros([ROWS, BV], tl.float32) + d.to(key.dtype).to(tl.float32)[None, :]
-        for first in range(0, M, BM):
+        for first in tl.range(0, M, BM, num_stages=STAGES):
             units = first + tl.arange(0, BM)
-            z, y = load_layers(slot, keys, units, values, DK, DV, M)
-            x = activation(affine(key, z, load_lower_bias(slot, units, DK, DV, M, BIASED), PRECISION), ACTIVATION)
-            a = tl.dot(x.to(key.dtype), y.to(key.dtype), acc=a, input_precision=PRECISION)
+            z = load_lower(slot, keys, units, DK, M)
+            x = activation(affine(key, z, load_lower_bias(slot, units, DK, DV, M, BIASED), PRECISION), ACTIVATION).to(key.dtype)
+            store_rows(hidden + head * M, here, x, t, valid, units, HV * M, M, BM)
+            y = load_upper(slot, units, values, DK, DV, M).to(key.dtype)
+            a = tl.dot(x, y, acc=a, input_precision=PRECISION)
+        value = load_rows(v + head * DV, token, t, valid, values, HV * DV, DV, BV)
+        scale, shift = load_affine(gamma, beta, head, values, DV, NORM)  # here, for they take registers
         normal, rate = normalized(a, values, eps, DV, BV, NORM)
         e = slope(normal, key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
         u = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM).to(key.dtype)
@@ -81,53 +85,62 @@ def advance_kernel(
         if SLOTS == 2:
             n_f = load_written(mask, written, factor, place * SLOTS + 1, head, token, t, valid, HV, SIZE)
             n_write = (n_f[:, None] * u.to(tl.float32)).to(key.dtype)
-        if BIASED:
+        n_d = d
+        if SLOTS == 2:
             n_d = load_upper_bias(n_slot, values, DK, DV, M, BIASED)
+        tl.debug_barrier()  # what one thread wrote (X), the others read, and all have read what is now written
+        if BIASED:
             store_upper_bias(start, d, values, DK, DV, M)
-            tl.debug_barrier()  # what one thread wrote, the others read
             moved, n_moved = mixed(kept, place, d, n_d, SLOTS)
             store_upper_bias(slot, moved + tl.sum(f[:, None] * u.to(tl.float32), 0), values, DK, DV, M)
             if SLOTS == 2:
                 store_upper_bias(start + wide, n_d, values, DK, DV, M)
                 store_upper_bias(n_slot, n_moved + tl.sum(n_f[:, None] * u.to(tl.float32), 0), values, DK, DV, M)
-        for first in range(0, M, BM):
+        for first in tl.range(0, M, BM, num_stages=STAGES):
             units = first + tl.arange(0, BM)
-            z, y = load_layers(slot, keys, units, values, DK, DV, M)
+            z = load_lower(slot, keys, units, DK, M)
+            y = load_upper(slot, units, values, DK, DV, M).to(key.dtype)
             c = load_lower_bias(slot, units, DK, DV, M, BIASED)
-            store_layers(start, z, y, keys, units, values, DK, DV, M)
-            x, dx, _ = activation_derivatives(affine(key, z, c, PRECISION), ACTIVATION)
-            l = (product(u, tl.trans(y.to(key.dtype)), PRECISION) * dx).to(key.dtype)
-            store_rows(hidden + head * M, here, x, t, valid, units, HV * M, M, BM)
+            store_lower(start, z, keys, units, DK, M)
+            _x, dx, _ddx = activation_derivatives(affine(key, z, c, PRECISION), ACTIVATION)
+            l = (product(u, tl.trans(y), PRECISION) * dx).to(key.dtype)
             store_rows(lower + head * M, here, l, t, valid, units, HV * M, M, BM)
-            # X^T made anew: Triton 3.6 miscompiles a product's transpose as an operand
-            inputs = product(tl.trans(z.to(key.dtype)), tl.trans(key), PRECISION) + c.to(key.dtype).to(tl.float32)[:, None]
-            inputs = activation(inputs, ACTIVATION).to(key.dtype)
             l = l.to(tl.float32)
             n_z = z
-            n_y = y
             n_c = c
             if SLOTS == 2:
-                n_z, n_y = load_layers(n_slot, keys, units, values, DK, DV, M)
-                store_layers(start + wide, n_z, n_y, keys, units, values, DK, DV, M)
-            z, n_z = mixed(kept, place, z, n_z, SLOTS)
-            y, n_y = mixed(kept, place, y, n_y, SLOTS)
-            z = tl.dot(tl.trans(key), (f[:, None] * l).to(key.dtype), acc=z, input_precision=PRECISION)
-            y = tl.dot(inputs, write, acc=y, input_precision=PRECISION)
-            if SLOTS == 2:
-                n_z = tl.dot(tl.trans(key), (n_f[:, None] * l).to(key.dtype), acc=n_z, input_precision=PRECISION)
-                n_y = tl.dot(inputs, n_write, acc=n_y, input_precision=PRECISION)
+                n_z = load_lower(n_slot, keys, units, DK, M)
+                n_c = load_lower_bias(n_slot, units, DK, DV, M, BIASED)
+                store_lower(start + wide, n_z, keys, units, DK, M)
             if BIASED:
                 store_lower_bias(start, c, units, DK, DV, M)
                 if SLOTS == 2:
-                    n_c = load_lower_bias(n_slot, units, DK, DV, M, BIASED)
                     store_lower_bias(start + wide, n_c, units, DK, DV, M)
             tl.debug_barrier()  # all have read what is now written
+            z, n_z = mixed(kept, place, z, n_z, SLOTS)
+            z = tl.dot(tl.trans(key), (f[:, None] * l).to(key.dtype), acc=z, input_precision=PRECISION)
+            store_lower(slot, z, keys, units, DK, M)
+            if SLOTS == 2:
+                n_z = tl.dot(tl.trans(key), (n_f[:, None] * l).to(key.dtype), acc=n_z, input_precision=PRECISION)
+                store_lower(n_slot, n_z, keys, units, DK, M)
             if BIASED:
                 c, n_c = mixed(kept, place, c, n_c, SLOTS)
                 store_lower_bias(slot, c + tl.sum(f[:, None] * l, 0), units, DK, DV, M)
                 if SLOTS == 2:
                     store_lower_bias(n_slot, n_c + tl.sum(n_f[:, None] * l, 0), units, DK, DV, M)
-            store_layers(slot, z, y, keys, units, values, DK, DV, M)
+        for first in tl.range(0, M, BM, num_stages=STAGES):
+            units = first + tl.arange(0, BM)
+            x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
+            y = load_upper(slot, units, values, DK, DV, M)
+            store_upper(start, y, units, values, DK, DV, M)
+            n_y = y
             if SLOTS == 2:
-                store_layers(n_slot, n_z, n_y, keys, units, values, DK, DV, M)
+                n_y = load_upper(n_slot, units, values, DK, DV, M)
+                store_upper(start + wide, n_y, units, values, DK, DV, M)
+            tl.debug_barrier()
+            y, n_y = mixed(kept, place, y, n_y, SLOTS)
+            store_upper(slot, tl.dot(tl.trans(x), write, acc=y, input_precision=PRECISION), units, values, DK, DV, M)
+            if SLOTS == 2:
+                n_y = tl.dot(tl.trans(x), n_write, acc=n_y, input_precision=PRECISION)
+                store_upper(n_slot, n_y, units, values, DK, DV, M)
         tl.debug_barrier()  # before the next mini-batch reads what this one wrote

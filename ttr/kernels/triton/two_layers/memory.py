@@ -13,14 +13,24 @@ def slot_size(DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.co
 
 
 @triton.jit
-def load_layers(slot, keys, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
-    """Z and Y of some hidden units: [keys, units], [units, values]."""
-    return load_block(slot, keys, units, DK, M), load_block(slot + DK * M, units, values, M, DV)
+def load_lower(slot, keys, units, DK: tl.constexpr, M: tl.constexpr):
+    """Z of some hidden units, [keys, units]."""
+    return load_block(slot, keys, units, DK, M)
 
 
 @triton.jit
-def store_layers(slot, z, y, keys, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
+def load_upper(slot, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
+    """Y of some hidden units, [units, values]."""
+    return load_block(slot + DK * M, units, values, M, DV)
+
+
+@triton.jit
+def store_lower(slot, z, keys, units, DK: tl.constexpr, M: tl.constexpr):
     store_block(slot, z, keys, units, DK, M)
+
+
+@triton.jit
+def store_upper(slot, y, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
     store_block(slot + DK * M, y, units, values, M, DV)
 
 

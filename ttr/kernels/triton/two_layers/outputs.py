@@ -7,9 +7,9 @@ from ..launch import kernel
 from ..mini_batch.inner import normalized
 from ..mini_batch.outputs import scores_of
 from ..mini_batch.places import load_affine, load_pairs, load_rows_of, place_of
-from ..tiles import load_block, load_rows, product, store_rows
-from .activations import activation
-from .memory import affine, load_lower_bias, load_upper_bias, slot_size
+from ..tiles import load_rows, product, store_rows
+from .activations import activation_derivatives
+from .memory import affine, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
 
 
 @triton.jit
@@ -36,47 +36,42 @@ def read_lower(
     wide = slot_size(DK, DV, M, BIASED)
     a = product(pairs, l, PRECISION)
     for s in tl.static_range(SLOTS):
-        z = load_block(start + s * wide, keys, units, DK, M)
+        z = load_lower(start + s * wide, keys, units, DK, M)
         own = affine(query, z, load_lower_bias(start + s * wide, units, DK, DV, M, BIASED), PRECISION)
         a += load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)[:, None] * own
     return a
 
 
 @triton.jit
-def read_upper(
-    b, start, slot: tl.constexpr, units, values,
-    DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """B Y_s of some hidden units."""
-    return product(b, load_block(start + slot * slot_size(DK, DV, M, BIASED) + DK * M, units, values, M, DV), PRECISION)
-
-
-@triton.jit
 def reads_of(
-    query, score_pairs, weights, u, hidden, lower, start, rows, place, here, head, t, valid, keys, values,
+    query, score_pairs, weights, u, hidden, lower, read, slopes, start, rows, place, here, head, t, valid, keys, values,
     HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What the queries find, before the norm, and B X^T (+ 1). score_pairs: R * Q K^T; weights: R."""
+    """What the queries find, before the norm. score_pairs: R * Q K^T; weights: R. read, slopes: to keep B and a'(A), or None."""
     out = tl.zeros([ROWS, BV], tl.float32)
     scores = tl.zeros([ROWS, ROWS], tl.float32)
     wide = slot_size(DK, DV, M, BIASED)
-    for first in range(0, M, BM):
+    for first in tl.range(0, M, BM, disable_licm=True):
         units = first + tl.arange(0, BM)
         x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
         l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM)
         a = read_lower(query, score_pairs, l, start, rows, place, t, valid, keys, units, DK, DV, M, SIZE, SLOTS, BIASED, PRECISION)
-        b = activation(a, ACTIVATION).to(query.dtype)
+        b, slope, _curvature = activation_derivatives(a, ACTIVATION)
+        b = b.to(query.dtype)
+        if read is not None:
+            store_rows(read + head * M, here, b, t, valid, units, HV * M, M, BM)
+            store_rows(slopes + head * M, here, slope, t, valid, units, HV * M, M, BM)
         for s in tl.static_range(SLOTS):
             row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
-            out += row[:, None] * read_upper(b, start, s, units, values, DK, DV, M, BIASED, PRECISION)
+            out += row[:, None] * product(b, load_upper(start + s * wide, units, values, DK, DV, M), PRECISION)
         scores = tl.dot(b, tl.trans(x), acc=scores, input_precision=PRECISION)
     if BIASED:  # a weight whose input is 1
         scores += 1.0
         for s in tl.static_range(SLOTS):
             d = load_upper_bias(start + s * wide, values, DK, DV, M, BIASED)
             out += load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)[:, None] * d[None, :]
-    return tl.dot((weights * scores).to(query.dtype), u, acc=out, input_precision=PRECISION), scores
+    return tl.dot((weights * scores).to(query.dtype), u, acc=out, input_precision=PRECISION)
 
 
 @kernel("T batches begin count eps")
@@ -99,8 +94,8 @@ def outputs_kernel(
     weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
     pairs = (weights * scores_of(query, key, BIASED, PRECISION)).to(query.dtype)
     start = starts + own * SLOTS * slot_size(DK, DV, M, BIASED)
-    y, _ = reads_of(
-        query, pairs, weights, u, hidden, lower, start, rows, place, here, head, t, valid, keys, values,
+    y = reads_of(
+        query, pairs, weights, u, hidden, lower, None, None, start, rows, place, here, head, t, valid, keys, values,
         HV, DK, DV, M, BV, BM, SIZE, ROWS, SLOTS, BIASED, ACTIVATION, PRECISION,
     )  # fmt: skip
     if NORM:

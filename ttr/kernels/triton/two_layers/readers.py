@@ -6,10 +6,9 @@ from ..launch import kernel
 from ..mini_batch.inner import normalized, normalized_gradient
 from ..mini_batch.outputs import scores_of
 from ..mini_batch.places import load_affine, load_pairs, load_rows_of
-from ..tiles import load_block, load_rows, product, store_rows
-from .activations import activation_derivatives
-from .memory import load_lower_bias, load_upper_bias, slot_size
-from .outputs import group_batch_of, read_lower, read_upper, reads_of
+from ..tiles import load_rows, product, store_rows
+from .memory import load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
+from .outputs import group_batch_of, reads_of
 
 
 @kernel("T batches begin count eps")
@@ -21,7 +20,7 @@ def readers_kernel(
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """One mini-batch of one head a program; A, what the queries find at the lower layer, B = a(A) and B X^T are made again.
+    """One mini-batch of one head a program; what the queries find at the lower layer, A, and B = a(A) are made again.
 
         dC: of what they find at the upper one,   dB = sum_s (Q0_s * dC) Y_s^T + (R * dC U^T) X,    dA = dB * a'(A)
         dQ = sum_s (Q0_s * dA) Z_s^T + (R * dA L^T) K [+ dO],        dQ0_s = <dA, Q Z_s + c_s> + <dC, B Y_s + d_s>
@@ -37,20 +36,20 @@ def readers_kernel(
     query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     u = load_rows(upper + head * DV, here, t, valid, values, HV * DV, DV, BV)
-    out = load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
     operand = query.dtype
     wide = slot_size(DK, DV, M, BIASED)
     start = starts + own * SLOTS * wide
     weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
     pairs = (weights * scores_of(query, key, BIASED, PRECISION)).to(operand)
+    found = reads_of(
+        query, pairs, weights, u, hidden, lower, read, dinner, start, rows, place, here, head, t, valid, keys, values,
+        HV, DK, DV, M, BV, BM, SIZE, ROWS, SLOTS, BIASED, ACTIVATION, PRECISION,
+    )  # fmt: skip
+    out = load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
     given = out
     if NORM:
-        y, _ = reads_of(
-            query, pairs, weights, u, hidden, lower, start, rows, place, here, head, t, valid, keys, values,
-            HV, DK, DV, M, BV, BM, SIZE, ROWS, SLOTS, BIASED, ACTIVATION, PRECISION,
-        )  # fmt: skip
-        scale, _ = load_affine(gamma, beta, head, values, DV, NORM)
-        normal, rate = normalized(y, values, eps, DV, BV, NORM)
+        scale, _shift = load_affine(gamma, beta, head, values, DV, NORM)
+        normal, rate = normalized(found, values, eps, DV, BV, NORM)
         given = normalized_gradient(out * scale[None, :], normal, rate, values, DV, BV, NORM)
         tl.store(dgamma + place * DV + values, tl.sum(out * normal, 0), mask=values < DV)
         tl.store(dbeta + place * DV + values, tl.sum(out, 0), mask=values < DV)
@@ -65,37 +64,42 @@ def readers_kernel(
         drow = tl.sum(given * load_upper_bias(start, values, DK, DV, M, BIASED)[None, :], 1)
         if SLOTS == 2:
             n_drow = tl.sum(given * load_upper_bias(start + wide, values, DK, DV, M, BIASED)[None, :], 1)
-    for first in range(0, M, BM):
+    tl.debug_barrier()  # what one thread wrote, the others read
+    for first in tl.range(0, M, BM, disable_licm=True):
         units = first + tl.arange(0, BM)
         x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
         l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM)
-        a = read_lower(query, pairs, l, start, rows, place, t, valid, keys, units, DK, DV, M, SIZE, SLOTS, BIASED, PRECISION)
-        b, slope, _ = activation_derivatives(a, ACTIVATION)
-        b = b.to(operand)
-        store_rows(read + head * M, here, b, t, valid, units, HV * M, M, BM)
+        b = load_rows(read + head * M, here, t, valid, units, HV * M, M, BM).to(tl.float32)
+        slope = load_rows(dinner + head * M, here, t, valid, units, HV * M, M, BM).to(tl.float32)
         db = product(upper_pairs, x, PRECISION)
         for s in tl.static_range(SLOTS):
-            row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
-            y = load_block(start + s * wide + DK * M, units, values, M, DV)
-            db = tl.dot((row[:, None] * given).to(operand), tl.trans(y), acc=db, input_precision=PRECISION)
+            y = load_upper(start + s * wide, units, values, DK, DV, M)
+            given = product(narrow, tl.trans(y), PRECISION)
+            db += load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)[:, None] * given
+            if s == 0:
+                drow += tl.sum(given * b, 1)
+            else:
+                n_drow += tl.sum(given * b, 1)
         da = db * slope
         inner = da.to(operand)
+        tl.debug_barrier()  # all have read the slopes, which lay here
         store_rows(dinner + head * M, here, inner, t, valid, units, HV * M, M, BM)
         across = tl.dot(inner, tl.trans(l), acc=across, input_precision=PRECISION)
         for s in tl.static_range(SLOTS):
-            row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
-            z = load_block(start + s * wide, keys, units, DK, M)
-            dx = tl.dot((row[:, None] * da).to(operand), tl.trans(z), acc=dx, input_precision=PRECISION)
-            if drows is not None:
-                found = product(query, z, PRECISION) + load_lower_bias(start + s * wide, units, DK, DV, M, BIASED)[None, :]
-                felt = tl.sum(da * found, 1) + tl.sum(given * read_upper(b, start, s, units, values, DK, DV, M, BIASED, PRECISION), 1)
-                if s == 0:
-                    drow += felt
-                else:
-                    n_drow += felt
+            z = load_lower(start + s * wide, keys, units, DK, M)
+            given = product(inner, tl.trans(z), PRECISION)
+            dx += load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)[:, None] * given
+            felt = tl.sum(given * query.to(tl.float32), 1)
+            if BIASED:
+                felt += tl.sum(da * load_lower_bias(start + s * wide, units, DK, DV, M, BIASED)[None, :], 1)
+            if s == 0:
+                drow += felt
+            else:
+                n_drow += felt
+    weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
     dx = tl.dot((weights * across).to(operand), key, acc=dx, input_precision=PRECISION)
     if RESIDUAL:
-        dx += out
+        dx += load_rows(do + head * DV, token, t, valid, keys, HV * DV, DV, BK).to(tl.float32)
     store_rows(dq + head * DK, token, dx, t, valid, keys, HV * DK, DK, BK)
     if drows is not None:
         tl.store(drows + place * SLOTS * SIZE + t, drow, mask=valid)

@@ -17,7 +17,6 @@ from .retreat import retreat_kernel
 from .writers import writers_kernel
 from .written_gradient import written_gradient_kernel
 
-SCANS = {"advance": advance_kernel, "retreat": retreat_kernel}
 READS = {"outputs": outputs_kernel, "readers": readers_kernel, "writers": writers_kernel}
 
 
@@ -81,7 +80,10 @@ def launches(kind: Kind) -> dict[str, Bound]:
     heads, batches, warps = (kind.N * kind.HV,), (kind.N * kind.count, kind.HV), 4 if constants["ROWS"] < 64 and d <= 64 else 8
     out = {name: kernel.bind(batches, warps, **constants, BEFORE=form.before) for name, kernel in READS.items()}
     out["written_gradient"] = written_gradient_kernel.bind(batches, warps, **constants)
-    return out | {name: kernel.bind(heads, warps, **constants) for name, kernel in SCANS.items()}
+    out["advance"] = advance_kernel.bind(heads, warps, **constants, STAGES=1)
+    # a tile half as wide: two gradients of it are in the registers beside what it came of
+    out["retreat"] = retreat_kernel.bind(heads, warps, **constants | {"BM": 32, "STAGES": 1})
+    return out
 
 
 class Group:
@@ -128,8 +130,6 @@ def backward(
     dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
     dkept = torch.empty_like(kept) if mixed else None
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
-    by_loss = None if gamma is None else q.new_zeros(2, N, HV, dv, dtype=torch.float32)  # of gamma and of beta
-    gamma_by_loss, beta_by_loss = (None, None) if by_loss is None else by_loss
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
     affine, group, parts = (gamma, beta), None, form.groups(T)
     for i, (begin, count) in reversed(list(enumerate(parts))):
@@ -155,16 +155,13 @@ def backward(
         )  # fmt: skip
         run["retreat"](
             q, k, v, mask, rows, written, kept, factor, *affine, starts, hidden, upper, dout, read, dinner, dhidden, dlower, dupper,
-            dmemory, ends, dweighed, dlayer, dv_, gamma_by_loss, beta_by_loss, *place, form.eps, *slopes,
+            dmemory, ends, dweighed, dlayer, dv_, dgamma, dbeta, *place, form.eps, *slopes,
         )  # fmt: skip
         run["written_gradient"](
             k, mask, written, factor, starts, hidden, lower, upper, ends, dhidden, dv_, dk_, dwritten, dkept, dfactor,
             *place, form.curvature / form.gain,
         )  # fmt: skip
     dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
-    if by_loss is not None:
-        lost_gamma, lost_beta = by_loss.sum(1)
-        dgamma, dbeta = dgamma + lost_gamma, dbeta + lost_beta
     if HV != H:
         dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
     return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory

@@ -4,8 +4,8 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..mini_batch.places import load_factor, load_written
-from ..tiles import load_block, load_numbers, load_rows, store_rows
-from .memory import affine, load_layers, load_lower_bias, load_upper_bias, slot_size
+from ..tiles import load_numbers, load_rows, store_rows
+from .memory import affine, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
 from .outputs import group_batch_of
 
 
@@ -53,21 +53,24 @@ def written_gradient_kernel(
             units = first + tl.arange(0, BM)
             x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
             l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM).to(tl.float32)
-            dz, dy = load_layers(end + s * wide, keys, units, values, DK, DV, M)
+            dz = load_lower(end + s * wide, keys, units, DK, M)
+            dy = load_upper(end + s * wide, units, values, DK, DV, M)
             c = load_lower_bias(end + s * wide, units, DK, DV, M, BIASED)
             felt += tl.sum(l * affine(key, dz, c, PRECISION), 1) + tl.sum(u * tl.dot(x, dy, input_precision=PRECISION), 1)
             dx = tl.dot((f[:, None] * l).to(operand), tl.trans(dz), acc=dx, input_precision=PRECISION)
             if s == 0:
                 da = load_rows(dhidden + head * M, here, t, valid, units, HV * M, M, BM)
-                z = load_block(start, keys, units, DK, M)
+                z = load_lower(start, keys, units, DK, M)
                 dx = tl.dot(da, tl.trans(z), acc=dx, input_precision=PRECISION)
             if dkept is not None:
-                z, y = load_layers(start, keys, units, values, DK, DV, M)
+                z = load_lower(start, keys, units, DK, M)
+                y = load_upper(start, units, values, DK, DV, M)
                 kept_own += tl.sum(dz.to(tl.float32) * z.to(tl.float32)) + tl.sum(dy.to(tl.float32) * y.to(tl.float32))
                 if BIASED:
                     kept_own += tl.sum(c * load_lower_bias(start, units, DK, DV, M, BIASED), 0)
                 if SLOTS == 2:
-                    z, y = load_layers(start + wide, keys, units, values, DK, DV, M)
+                    z = load_lower(start + wide, keys, units, DK, M)
+                    y = load_upper(start + wide, units, values, DK, DV, M)
                     kept_other += tl.sum(dz.to(tl.float32) * z.to(tl.float32)) + tl.sum(dy.to(tl.float32) * y.to(tl.float32))
                     if BIASED:
                         kept_other += tl.sum(c * load_lower_bias(start + wide, units, DK, DV, M, BIASED), 0)
