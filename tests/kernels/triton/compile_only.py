@@ -34,7 +34,7 @@ else:
 TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32"}
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid")
 # the classes that most have (the first in every way to call it), the widest tiles, float32; the rest with --all
 SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2", "add 256 256 2", "erase 128 128 4")
 # plain: everything given and learned; before: who looks and reads before the token's decay; bare: no state, nothing learned of the decay

@@ -32,16 +32,19 @@ class Kernel:
         self.fn = fn
         self.compiled: dict[tuple, tuple] = {}
 
-    def bind(self, grid: tuple[int, ...], warps: int, stages: int = 1, **constants: Any) -> Bound:
-        """constants: the tl.constexpr parameters."""
-        return Bound(self, grid, warps, stages, constants)
+    def bind(self, grid: tuple[int, ...], warps: int, stages: int = 1, together: bool = False, **constants: Any) -> Bound:
+        """together: all programs run at the same time, or the launch fails. constants: the tl.constexpr parameters."""
+        return Bound(self, grid, warps, stages, together, constants)
 
 
 class Bound:
     """A kernel with all that stays the same from call to call of one kind: grid, constants, warps, and which arguments are None."""
 
-    def __init__(self, kernel: Kernel, grid: tuple[int, ...], warps: int, stages: int, constants: dict[str, Any]):
-        self.kernel, self.grid, self.warps, self.stages, self.constants = kernel, (*grid, 1, 1)[:3], warps, stages, constants
+    def __init__(self, kernel: Kernel, grid: tuple[int, ...], warps: int, stages: int, together: bool, constants: dict[str, Any]):
+        self.kernel, self.grid, self.constants = kernel, (*grid, 1, 1)[:3], constants
+        self.options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
+        if together:
+            self.options["launch_cooperative_grid"] = True
         self.ready: tuple | None = None
 
     def __call__(self, *arguments: Tensor | Piece | float | None) -> None:
@@ -58,7 +61,7 @@ class Bound:
         """What another bound call was compiled to, if it fits; otherwise compile and launch, and None."""
         types = tuple(getattr(x, "dtype", x is None) for x in arguments)
         device = next(x for x in arguments if isinstance(x, Tensor)).get_device()
-        key = (device, self.warps, self.stages, types, tuple(self.constants.values()))
+        key = (device, *self.options.values(), types, tuple(self.constants.values()))
         known = self.kernel.compiled.get(key)
         if known is None:
             compiled = self.through_triton(*arguments)
@@ -69,7 +72,7 @@ class Bound:
 
     def through_triton(self, *arguments: Tensor | Piece | float | None) -> Any:
         """The way that looks at every argument: to compile, and for tensors that do not lie on 16 bytes."""
-        return self.kernel.fn[self.grid](*arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+        return self.kernel.fn[self.grid](*arguments, **self.constants, **self.options)
 
 
 def allocate(size: int, alignment: int, stream: int | None) -> Tensor:

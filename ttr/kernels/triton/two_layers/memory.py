@@ -1,9 +1,9 @@
-"""Device functions: a slot of the memory, a row of numbers Z [dk, m], Y [m, dv], c [m], d [dv], a tile of hidden units at a time."""
+"""Device functions: a slot of the memory, a row of numbers Z [dk, m], Y [m, dv], c [m], d [dv], and where programs find their own."""
 
 import triton
 import triton.language as tl
 
-from ..mini_batch.places import store_block
+from ..mini_batch.places import load_mixing, load_rows_of, load_written, place_of, store_block
 from ..tiles import load_block, product
 
 
@@ -25,16 +25,6 @@ def load_upper(slot, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.co
 
 
 @triton.jit
-def store_lower(slot, z, keys, units, DK: tl.constexpr, M: tl.constexpr):
-    store_block(slot, z, keys, units, DK, M)
-
-
-@triton.jit
-def store_upper(slot, y, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
-    store_block(slot + DK * M, y, units, values, M, DV)
-
-
-@triton.jit
 def load_lower_bias(slot, units, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.constexpr):
     """c, [units]; zero where there is none."""
     if BIASED:
@@ -53,16 +43,78 @@ def load_upper_bias(slot, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.cons
 
 
 @triton.jit
-def store_lower_bias(slot, c, units, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
-    tl.store(slot + DK * M + M * DV + units, c.to(slot.dtype.element_ty), mask=units < M)
+def load_slot(slot, keys, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.constexpr):
+    """Z, Y and c of some hidden units, and d."""
+    return (
+        load_lower(slot, keys, units, DK, M),
+        load_upper(slot, units, values, DK, DV, M),
+        load_lower_bias(slot, units, DK, DV, M, BIASED),
+        load_upper_bias(slot, values, DK, DV, M, BIASED),
+    )
 
 
 @triton.jit
-def store_upper_bias(slot, d, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr):
-    tl.store(slot + DK * M + M * DV + M + values, d.to(slot.dtype.element_ty), mask=values < DV)
+def store_slot(slot, z, y, c, d, keys, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.constexpr):
+    """The inverse of `load_slot`, rounded to what is there; every program that holds d writes the same."""
+    store_block(slot, z, keys, units, DK, M)
+    store_block(slot + DK * M, y, units, values, M, DV)
+    if BIASED:
+        biases = slot + DK * M + M * DV
+        tl.store(biases + units, c.to(slot.dtype.element_ty), mask=units < M)
+        tl.store(biases + M + values, d.to(slot.dtype.element_ty), mask=values < DV)
 
 
 @triton.jit
 def affine(x, weight, bias, PRECISION: tl.constexpr):
     """x weight + bias, the weights rounded to x's type, as they are kept for backward."""
     return product(x, weight.to(x.dtype), PRECISION) + bias.to(x.dtype).to(tl.float32)[None, :]
+
+
+@triton.jit
+def mixed(kept, place, x, n_x, SLOTS: tl.constexpr, BACK: tl.constexpr = False):
+    """sum_l phi_sl x_l of both slots, or of the one; BACK: sum_s phi_sl x_s."""
+    if SLOTS == 2:
+        own, across, back, moved = load_mixing(kept, place)
+        if BACK:
+            return own * x + back * n_x, across * x + moved * n_x
+        else:
+            return own * x + across * n_x, back * x + moved * n_x
+    elif kept is not None:
+        return tl.load(kept + place) * x, n_x
+    else:
+        return x, n_x
+
+
+@triton.jit
+def load_both_written(
+    mask, written, factor, place, head, token, t, valid, HV: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """F of both slots, [ROWS], or of the one twice."""
+    f = load_written(mask, written, factor, place * SLOTS, head, token, t, valid, HV, SIZE)
+    if SLOTS == 2:
+        return f, load_written(mask, written, factor, place * SLOTS + 1, head, token, t, valid, HV, SIZE)
+    else:
+        return f, f
+
+
+@triton.jit
+def load_both_rows(rows, place, t, valid, SIZE: tl.constexpr, SLOTS: tl.constexpr):
+    """Q0 of both slots, [ROWS], or of the one twice."""
+    row = load_rows_of(rows, place * SLOTS, t, valid, SIZE)
+    if SLOTS == 2:
+        return row, load_rows_of(rows, place * SLOTS + 1, t, valid, SIZE)
+    else:
+        return row, row
+
+
+@triton.jit
+def group_batch_of(T, batches, heads, begin, count, HV: tl.constexpr, SIZE: tl.constexpr):
+    """Of a program in a grid of (heads of the group x its mini-batches), the first head of the group among all being `heads`.
+
+    Its head, its first token, its place among all mini-batches, and that among the group's.
+    """
+    own = tl.program_id(0).to(tl.int64)
+    n = (heads + own // count) // HV
+    head = (heads + own // count) % HV
+    batch = begin + own % count
+    return head, n * T + batch * SIZE, place_of(n, batch, batches, head, HV), own

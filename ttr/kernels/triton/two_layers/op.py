@@ -15,6 +15,7 @@ from ..autograd import apply, differentiated
 from ..mini_batch.op import Gradients
 from ..ops import _on_cpu, _on_its_device, _ready
 from ..shapes import ceil_div
+from .parts import heads_at_once
 
 PROGRAMS = 512  # heads x mini-batches of a group: enough for any GPU, and what is made of a group at a time stays small
 TENSORS = 11  # the first arguments of an operator
@@ -117,10 +118,10 @@ class TwoLayersGradients(Gradients):
 def two_layers(*inputs) -> tuple[Tensor, Tensor]:
     """(q, k, ..., first, size, *form but the group) -> o, the last memory."""
     tensors, (size, *form) = inputs[:TENSORS], inputs[TENSORS:]
-    (N, T, HV, _) = tensors[2].shape
-    several = max(1, PROGRAMS // (N * HV))
+    (N, T, HV, _), hidden = tensors[2].shape, form[0]
+    together = min(N * HV, heads_at_once(hidden, tensors[2].get_device()))
     batches = T // size
-    args = *tensors, size, ceil_div(batches, ceil_div(batches, several)), *form
+    args = *tensors, size, ceil_div(batches, ceil_div(batches, max(1, PROGRAMS // together))), *form
     if not differentiated(args[:TENSORS]):
         o, last, _ = torch.ops.ttr.two_layers_forward.default(*args, False)
         return o, last

@@ -6,24 +6,10 @@ import triton.language as tl
 from ..launch import kernel
 from ..mini_batch.inner import normalized
 from ..mini_batch.outputs import scores_of
-from ..mini_batch.places import load_affine, load_pairs, load_rows_of, place_of
+from ..mini_batch.places import load_affine, load_pairs, load_rows_of
 from ..tiles import load_rows, product, store_rows
 from .activations import activation_derivatives
-from .memory import affine, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
-
-
-@triton.jit
-def group_batch_of(T, batches, begin, count, HV: tl.constexpr, SIZE: tl.constexpr):
-    """Of a program in a grid of (sequences x mini-batches of the group, value heads).
-
-    Its head, its first token, that among the group's tokens, its place among all mini-batches and among the group's.
-    """
-    n = (tl.program_id(0) // count).to(tl.int64)
-    step = tl.program_id(0) % count
-    head = tl.program_id(1)
-    batch = begin + step
-    token, here = n * T + batch * SIZE, (n * count + step) * SIZE
-    return head, token, here, place_of(n, batch, batches, head, HV), place_of(n, step, count, head, HV)
+from .memory import affine, group_batch_of, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
 
 
 @triton.jit
@@ -54,14 +40,14 @@ def reads_of(
     wide = slot_size(DK, DV, M, BIASED)
     for first in tl.range(0, M, BM, disable_licm=True):
         units = first + tl.arange(0, BM)
-        x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
-        l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM)
+        x = load_rows(hidden, here, t, valid, units, M, M, BM)
+        l = load_rows(lower, here, t, valid, units, M, M, BM)
         a = read_lower(query, score_pairs, l, start, rows, place, t, valid, keys, units, DK, DV, M, SIZE, SLOTS, BIASED, PRECISION)
         b, slope, _curvature = activation_derivatives(a, ACTIVATION)
         b = b.to(query.dtype)
         if read is not None:
-            store_rows(read + head * M, here, b, t, valid, units, HV * M, M, BM)
-            store_rows(slopes + head * M, here, slope, t, valid, units, HV * M, M, BM)
+            store_rows(read, here, b, t, valid, units, M, M, BM)
+            store_rows(slopes, here, slope, t, valid, units, M, M, BM)
         for s in tl.static_range(SLOTS):
             row = load_rows_of(rows, place * SLOTS + s, t, valid, SIZE)
             out += row[:, None] * product(b, load_upper(start + s * wide, units, values, DK, DV, M), PRECISION)
@@ -74,23 +60,24 @@ def reads_of(
     return tl.dot((weights * scores).to(query.dtype), u, acc=out, input_precision=PRECISION)
 
 
-@kernel("T batches begin count eps")
+@kernel("T batches heads begin count eps")
 def outputs_kernel(
-    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, T, batches, begin, count, eps,
+    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, T, batches, heads, begin, count, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr,
 ):  # fmt: skip
     """One mini-batch of one head a program."""
-    head, token, here, place, own = group_batch_of(T, batches, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     valid = t < SIZE
     query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
-    u = load_rows(upper + head * DV, here, t, valid, values, HV * DV, DV, BV)
+    u = load_rows(upper, here, t, valid, values, DV, DV, BV)
     weights = load_pairs(mask, written, factor, place, head, token, t, valid, HV, SIZE, BEFORE)
     pairs = (weights * scores_of(query, key, BIASED, PRECISION)).to(query.dtype)
     start = starts + own * SLOTS * slot_size(DK, DV, M, BIASED)

@@ -7,14 +7,14 @@ from ..mini_batch.inner import normalized, normalized_gradient
 from ..mini_batch.outputs import scores_of
 from ..mini_batch.places import load_affine, load_pairs, load_rows_of
 from ..tiles import load_rows, product, store_rows
-from .memory import load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
-from .outputs import group_batch_of, reads_of
+from .memory import group_batch_of, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
+from .outputs import reads_of
 
 
-@kernel("T batches begin count eps")
+@kernel("T batches heads begin count eps")
 def readers_kernel(
     q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, do, dout, read, dinner, dq, drows, dgamma, dbeta,
-    T, batches, begin, count, eps,
+    T, batches, heads, begin, count, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -28,14 +28,15 @@ def readers_kernel(
     dout, read, dinner: dC, B and dA, as `upper` and `hidden` lie. dq: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch
     alone, [N, batches, Hv, dv].
     """
-    head, token, here, place, own = group_batch_of(T, batches, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     valid = t < SIZE
     query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
-    u = load_rows(upper + head * DV, here, t, valid, values, HV * DV, DV, BV)
+    u = load_rows(upper, here, t, valid, values, DV, DV, BV)
     operand = query.dtype
     wide = slot_size(DK, DV, M, BIASED)
     start = starts + own * SLOTS * wide
@@ -54,7 +55,7 @@ def readers_kernel(
         tl.store(dgamma + place * DV + values, tl.sum(out * normal, 0), mask=values < DV)
         tl.store(dbeta + place * DV + values, tl.sum(out, 0), mask=values < DV)
     narrow = given.to(operand)
-    store_rows(dout + head * DV, here, narrow, t, valid, values, HV * DV, DV, BV)
+    store_rows(dout, here, narrow, t, valid, values, DV, DV, BV)
     upper_pairs = (weights * product(narrow, tl.trans(u), PRECISION)).to(operand)
     dx = tl.zeros([ROWS, BK], tl.float32)
     across = tl.zeros([ROWS, ROWS], tl.float32)  # <dA_i, L_j>
@@ -67,10 +68,10 @@ def readers_kernel(
     tl.debug_barrier()  # what one thread wrote, the others read
     for first in tl.range(0, M, BM, disable_licm=True):
         units = first + tl.arange(0, BM)
-        x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
-        l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM)
-        b = load_rows(read + head * M, here, t, valid, units, HV * M, M, BM).to(tl.float32)
-        slope = load_rows(dinner + head * M, here, t, valid, units, HV * M, M, BM).to(tl.float32)
+        x = load_rows(hidden, here, t, valid, units, M, M, BM)
+        l = load_rows(lower, here, t, valid, units, M, M, BM)
+        b = load_rows(read, here, t, valid, units, M, M, BM).to(tl.float32)
+        slope = load_rows(dinner, here, t, valid, units, M, M, BM).to(tl.float32)
         db = product(upper_pairs, x, PRECISION)
         for s in tl.static_range(SLOTS):
             y = load_upper(start + s * wide, units, values, DK, DV, M)
@@ -83,7 +84,7 @@ def readers_kernel(
         da = db * slope
         inner = da.to(operand)
         tl.debug_barrier()  # all have read the slopes, which lay here
-        store_rows(dinner + head * M, here, inner, t, valid, units, HV * M, M, BM)
+        store_rows(dinner, here, inner, t, valid, units, M, M, BM)
         across = tl.dot(inner, tl.trans(l), acc=across, input_precision=PRECISION)
         for s in tl.static_range(SLOTS):
             z = load_lower(start + s * wide, keys, units, DK, M)

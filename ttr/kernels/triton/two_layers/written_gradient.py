@@ -5,14 +5,13 @@ import triton.language as tl
 from ..launch import kernel
 from ..mini_batch.places import load_factor, load_written
 from ..tiles import load_numbers, load_rows, store_rows
-from .memory import affine, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
-from .outputs import group_batch_of
+from .memory import affine, group_batch_of, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
 
 
-@kernel("T batches begin count ratio")
+@kernel("T batches heads begin count ratio")
 def written_gradient_kernel(
     k, mask, written, factor, starts, hidden, lower, upper, ends, dhidden, dv, dk, dwritten, dkept, dfactor,
-    T, batches, begin, count, ratio,
+    T, batches, heads, begin, count, ratio,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -25,7 +24,8 @@ def written_gradient_kernel(
     dk: added to what `writers` left there, dwritten and dfactor likewise where there is no mask. ratio: curvature / gain,
     with which the derivative by the prediction, which the key is part of, follows from that by v.
     """
-    head, token, here, place, own = group_batch_of(T, batches, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
@@ -33,7 +33,7 @@ def written_gradient_kernel(
     wide = slot_size(DK, DV, M, BIASED)
     start, end = starts + own * SLOTS * wide, ends + own * SLOTS * wide
     key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
-    u = load_rows(upper + head * DV, here, t, valid, values, HV * DV, DV, BV).to(tl.float32)
+    u = load_rows(upper, here, t, valid, values, DV, DV, BV).to(tl.float32)
     operand = key.dtype
     dx = load_rows(dk + head * DK, token, t, valid, keys, HV * DK, DK, BK).to(tl.float32)
     if RESIDUAL:
@@ -49,17 +49,17 @@ def written_gradient_kernel(
             kept_own = tl.sum(d * load_upper_bias(start, values, DK, DV, M, BIASED), 0)
             if SLOTS == 2:
                 kept_other = tl.sum(d * load_upper_bias(start + wide, values, DK, DV, M, BIASED), 0)
-        for first in range(0, M, BM):
+        for first in tl.range(0, M, BM, disable_licm=True):
             units = first + tl.arange(0, BM)
-            x = load_rows(hidden + head * M, here, t, valid, units, HV * M, M, BM)
-            l = load_rows(lower + head * M, here, t, valid, units, HV * M, M, BM).to(tl.float32)
+            x = load_rows(hidden, here, t, valid, units, M, M, BM)
+            l = load_rows(lower, here, t, valid, units, M, M, BM).to(tl.float32)
             dz = load_lower(end + s * wide, keys, units, DK, M)
             dy = load_upper(end + s * wide, units, values, DK, DV, M)
             c = load_lower_bias(end + s * wide, units, DK, DV, M, BIASED)
             felt += tl.sum(l * affine(key, dz, c, PRECISION), 1) + tl.sum(u * tl.dot(x, dy, input_precision=PRECISION), 1)
             dx = tl.dot((f[:, None] * l).to(operand), tl.trans(dz), acc=dx, input_precision=PRECISION)
             if s == 0:
-                da = load_rows(dhidden + head * M, here, t, valid, units, HV * M, M, BM)
+                da = load_rows(dhidden, here, t, valid, units, M, M, BM)
                 z = load_lower(start, keys, units, DK, M)
                 dx = tl.dot(da, tl.trans(z), acc=dx, input_precision=PRECISION)
             if dkept is not None:
