@@ -138,7 +138,7 @@ def test_traced_whole():
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        (declare(regressor={"kind": "mlp", "depth": 2}), "one linear layer"),
+        (declare(regressor={"kind": "mlp", "depth": 3}), "one linear layer or two"),
         (declare(mini_batch=128), "16 to 64 tokens"),
         (declare(mini_batch=8), "16 to 64 tokens"),
         (ttr.spec({"optimizer": {"kind": "sgd", "mini_batch": 16}, "objective": "dot", "read": {"normalizer": "sum"}}), "do not count"),

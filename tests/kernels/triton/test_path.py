@@ -23,10 +23,10 @@ PRESETS = {
     "longhorn": "step is per value", "momentum_deltanet": "carries 1 more slot(s)",
     "mesa": "regressor 'least_squares' has paths of its own", "mesanet": "regressor 'least_squares' has paths of its own",
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
-    "titans": "regressor 'mlp' is not one linear layer", "ttt_linear": KERNEL, "ttt_mlp": "regressor 'mlp' is not one linear layer",
+    "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
     "lact": "optimizer.accumulate=true",
-    "yaad": "regressor 'mlp' is not one linear layer", "moneta": "regressor 'mlp' is not one linear layer",
-    "omeganet": "regressor 'mlp' is not one linear layer", "memora": "regressor 'mlp' is not one linear layer",
+    "yaad": "the gradient of objective 'huber' is not affine", "moneta": "the gradient of objective 'lp' is not affine",
+    "omeganet": "objective.window=16 takes the gradient of several pairs", "memora": "mirror 'softmax' maps the weights",
 }  # fmt: skip
 DELTA = ttr.spec({"optimizer": "delta"})
 

@@ -12,7 +12,8 @@ from ...constant import constant
 from ...objectives import slopes
 
 LARGEST = 256  # channels of a head
-LEAST_MINI_BATCH, LARGEST_MINI_BATCH, LARGEST_LAYER = 16, 64, 128  # with mini-batches: tokens of one, channels of a head
+LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens
+LARGEST_LAYER, LARGEST_OF_TWO, LARGEST_HIDDEN = 128, 64, 8192  # with mini-batches: channels of a head, hidden units
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -174,10 +175,15 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
-    largest = LARGEST if spec.mini_batch == 1 else LARGEST_LAYER
+    layers = None if spec.mini_batch == 1 else spec.regressor.layers()
+    largest = LARGEST if layers is None else LARGEST_LAYER if layers.activation is None else LARGEST_OF_TWO
     for name, d in (("dk", dk), ("dv", dv)):
         if d is not None and (d % 16 or not 0 < d <= largest):
             return f"{name}={d}; choose a multiple of 16 up to {largest}"
+    if layers is not None and layers.activation is not None and dk is not None and dv is not None:
+        _, hidden = next(iter(spec.regressor.state_shapes(dk, dv).values()))
+        if hidden > LARGEST_HIDDEN:
+            return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
     if dv is not None and dv + _pad(spec, dv) > LARGEST:
         return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
     return None

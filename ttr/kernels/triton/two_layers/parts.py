@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
+from ....constant import constant
 from ..shapes import ceil_div
 
 UNITS = 64  # hidden units of a program
@@ -17,7 +16,7 @@ def parts_of(hidden: int, device: int) -> int:
     return 1 if device < 0 else ceil_div(hidden, UNITS)
 
 
-@cache
+@constant
 def heads_at_once(hidden: int, device: int) -> int:
     """How many heads' programs run at the same time, one a multiprocessor."""
     if device < 0:

@@ -1,0 +1,164 @@
+"""Mini-batches of frozen gradients on two linear layers: the kernels against the dual form in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ttr
+from ttr import testing
+from ttr.kernels.triton.eligible import _predicts_as_its_layers
+from ttr.kernels.triton.two_layers import op, run
+
+from .conftest import INTERPRETED
+from .direct import in_dtype, poisoned
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
+
+LAYERS = {"kind": "mlp", "depth": 2, "expansion": 2.0, "bias": True}
+FREE = {**LAYERS, "bias": False}
+COUPLED = {"kind": "scalar", "order": "coupled"}
+
+
+def declare(kind="delta", regressor=LAYERS, gate="none", read="after", **fields):
+    optimizer = {"kind": kind, "mini_batch": 16, **fields}
+    objective = {"kind": "l2", "reduce": "mean"}
+    return ttr.spec({"regressor": regressor, "objective": objective, "optimizer": optimizer, "gate": gate, "read": read})
+
+
+MECHANISMS = {
+    "ttt_mlp": declare(position="learned", regressor={**LAYERS, "activation": "gelu_tanh"}),
+    "titans": declare("momentum", regressor=FREE, gate=COUPLED),
+    "titans, biased": declare("momentum", gate=COUPLED),
+    "bare": declare(regressor={**FREE, "norm": "none", "residual": False, "activation": "relu"}),
+    "gated, silu, no residual": declare(regressor={**LAYERS, "activation": "silu", "residual": False}, gate="scalar"),
+    "averaged, tanh": declare("averaged", regressor={**FREE, "activation": "tanh"}, gate="scalar"),
+    "read before": declare("momentum", regressor={**FREE, "expansion": 2.5}, gate="scalar", read="before"),
+}
+
+
+def case_of(spec, dtype=torch.float32, device="cpu", **sizes) -> testing.Inputs:
+    """Keys of unit length: a memory of two layers that learns from longer ones magnifies what was rounded without end."""
+    case = testing.random_inputs(spec, **{"extreme": False} | sizes)
+    unit = {name: torch.nn.functional.normalize(case.tensors[name], dim=-1) for name in "qk"}
+    return in_dtype(replace(case, tensors=case.tensors | unit), dtype, device)
+
+
+def check(case: testing.Inputs, bound: float = 5e-5) -> None:
+    with poisoned():
+        got = testing.evaluate(case, "triton")
+    exact = testing.evaluate(case.to(torch.float64), "dual")
+    rounded = testing.errors(testing.evaluate(case, "dual"), exact)
+    testing.assert_close(got, exact, {name: max(bound, 2 * error) for name, error in rounded.items()}, "two layers")
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_mechanism(name):
+    """Two whole mini-batches and an open one; two value heads a key head."""
+    assert ttr.select_path(MECHANISMS[name], device="cuda")[0] == "triton"
+    check(case_of(MECHANISMS[name], T=34, B=1, H=1, Hv=2, dk=16, dv=16, seed=len(name)))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
+def test_in_groups(name, monkeypatch):
+    """One head and one mini-batch at a time: what a group begins with is kept, or handed on."""
+    monkeypatch.setattr(op, "PROGRAMS", 1)
+    for where in (op, run):
+        monkeypatch.setattr(where, "heads_at_once", lambda hidden, device: 1)
+    check(case_of(MECHANISMS[name], T=48, B=2, H=1, Hv=1, dk=16, dv=16))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_keys_and_values_of_different_widths():
+    spec = declare(regressor={**LAYERS, "residual": False, "expansion": 1.5}, mini_batch=17)
+    check(case_of(spec, T=34, B=1, H=1, Hv=1, dk=32, dv=48))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_sequence_in_pieces():
+    """Split at every kind of place: where a mini-batch begins, and inside one; the gradient goes through the states."""
+    case = case_of(MECHANISMS["titans"], T=49, B=1, H=1, Hv=1, dk=16, dv=16)
+    whole = testing.evaluate(case, "triton")
+    testing.assert_close(testing.evaluate(case, "triton", splits=(3, 16, 40)), whole, 2e-5, "pieces")
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_second_derivative_is_refused():
+    case = case_of(MECHANISMS["bare"], T=16, B=1, H=1, Hv=1, dk=16, dv=16)
+    x = {name: t.requires_grad_() for name, t in case.tensors.items()}
+    o, _ = testing.call(replace(case, tensors=x), "triton")
+    (first,) = torch.autograd.grad(o.square().sum(), x["k"], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        first.sum().backward()
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_traced_whole():
+    case = case_of(MECHANISMS["ttt_mlp"], T=32, B=1, H=1, Hv=1, dk=16, dv=16)
+
+    def call(tensors, params):
+        return testing.call(replace(case, tensors=tensors, params=params), "triton")[0]
+
+    tensors = {name: t.requires_grad_() for name, t in case.tensors.items()}
+    eager = call(tensors, case.params)
+    got = torch.compile(call, fullgraph=True, backend="aot_eager")(tensors, case.params)
+    torch.testing.assert_close(got, eager)
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), list(tensors.values())) for x in (got, eager)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_predict_of_ones_own_is_not_taken_for_the_layers():
+    regressor = declare().regressor
+    assert _predicts_as_its_layers(regressor)
+
+    class Doubled(type(regressor)):
+        def predict(self, w, x):
+            return 2 * super().predict(w, x)
+
+    assert not _predicts_as_its_layers(Doubled(depth=2, expansion=2.0, bias=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        (declare(regressor={"kind": "mlp", "depth": 3}), "one linear layer or two"),
+        (declare(regressor={"kind": "mlp", "depth": 2, "glu": True}), "one linear layer or two"),
+        (declare("momentum", nesterov=True), "elsewhere than at the weights"),
+    ],
+)
+def test_what_the_kernels_do_not_take(spec, why):
+    with pytest.raises(ValueError, match=why):
+        ttr.select_path(spec, path="triton", device="cuda")
+    assert ttr.select_path(spec, device="cuda")[0] == "dual"
+
+
+def test_heads_that_are_too_wide():
+    with pytest.raises(ValueError, match="multiple of 16 up to 64"):
+        ttr.select_path(MECHANISMS["titans"], path="triton", device="cuda", dk=128, dv=128)
+    with pytest.raises(ValueError, match="8256 hidden units; choose up to 8192"):
+        ttr.select_path(declare(regressor={**LAYERS, "expansion": 129.0}), path="triton", device="cuda", dk=64, dv=64)
+
+
+needs_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")
+BOUNDS = {torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(("name", "d", "size", "expansion"), [
+    ("ttt_mlp", 64, 16, 4.0), ("titans", 64, 64, 4.0), ("titans", 32, 32, 4.0), ("titans, biased", 64, 64, 1.0), ("bare", 48, 40, 2.5),
+])  # fmt: skip
+def test_on_the_gpu(name, d, size, expansion, dtype):
+    """One program a head and several; heads of several groups."""
+    spec = ttr.spec(MECHANISMS[name], optimizer={"mini_batch": size}, regressor={"expansion": expansion})
+    check(case_of(spec, dtype, "cuda", T=3 * size + 5, B=5, H=4, Hv=8, dk=d, dv=d), BOUNDS[dtype])
+
+
+@needs_gpu
+def test_bitwise_the_same_from_run_to_run():
+    spec = ttr.spec(MECHANISMS["titans"], optimizer={"mini_batch": 64}, regressor={"expansion": 4.0})
+    case = case_of(spec, torch.bfloat16, "cuda", T=512, B=8, H=8, Hv=8, dk=64, dv=64)
+    first = testing.evaluate(case, "triton")
+    assert all(torch.equal(x, first[name]) for name, x in testing.evaluate(case, "triton").items())
