@@ -63,8 +63,8 @@ def why_not_triton(spec) -> str | None:
         return _why_not_mini_batches(spec)
     if not is_linear(spec):
         return why_nonlinear(spec)
-    if spec.optimizer.slots:
-        return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slot(s); the kernels carry the weights alone"
+    if len(spec.optimizer.slots) > 1:
+        return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slots; the kernels carry one beside the weights"
     if spec.steps > 1:
         return f"optimizer.steps={spec.steps}: the kernels take one step a token"
     if spec.separate_write_key:
@@ -74,6 +74,8 @@ def why_not_triton(spec) -> str | None:
     for name, s in spec.signals().items():
         if s.per != "head":
             return f"{name} is per {s.per}; the kernels take one number a head"
+    if spec.optimizer.slots:  # whatever it is: the kernels take the numbers that are probed of it
+        return _why_not_objective(spec)
     others = sorted(spec.optimizer.signals().keys() - {"step"})
     if others:
         return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
@@ -142,13 +144,19 @@ def _is_one_layer(regressor) -> bool:
     return torch.allclose(regressor.predict(weights, x), expected + x if layer.residual else expected, rtol=1e-10, atol=1e-10)
 
 
+def _why_not_objective(spec) -> str | None:
+    curvature, gain = slopes(spec.objective, 3)
+    if curvature < 0 or (curvature > 0 and gain != curvature):
+        return f"objective {spec.objective.kind!r} is no multiple of 1/2||f(k) - v||^2 or -<f(k), v>"
+    return None
+
+
 def _why_not_probed(spec) -> str | None:
     """Probe the optimizer on random signals: the gate alone must move the weights, the step alone the write."""
     from ...lowering import coefficients
 
-    curvature, gain = slopes(spec.objective, 3)
-    if curvature < 0 or (curvature > 0 and gain != curvature):
-        return f"objective {spec.objective.kind!r} is no multiple of 1/2||f(k) - v||^2 or -<f(k), v>"
+    if (why := _why_not_objective(spec)) is not None:
+        return why
     generator = torch.Generator().manual_seed(0)
     lead = (5, 1)  # events, micro-steps
     step, keep = torch.rand(2, *lead, 1, 1, generator=generator, dtype=torch.float64) + 0.1
@@ -166,12 +174,12 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
-    largest = LARGEST if spec.mini_batch == 1 else LARGEST_LAYER
+    largest = LARGEST if spec.mini_batch == 1 and not spec.optimizer.slots else LARGEST_LAYER
     for name, d in (("dk", dk), ("dv", dv)):
         if d is not None and (d % 16 or not 0 < d <= largest):
             return f"{name}={d}; choose a multiple of 16 up to {largest}"
-    if dv is not None and dv + _pad(spec, dv) > LARGEST:
-        return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
+    if dv is not None and dv + _pad(spec, dv) > largest:
+        return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
     return None
 
 
