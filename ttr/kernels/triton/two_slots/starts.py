@@ -4,7 +4,7 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..mini_batch.places import store_block
-from ..tiles import load_block, product, tokens_of
+from ..tiles import load_block, tokens_of
 from .forward import place_of
 from .levels import levels_of, load_column, load_mixing
 
