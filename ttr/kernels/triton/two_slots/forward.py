@@ -1,10 +1,14 @@
-"""The scan over chunks: outputs and the states after the last token. Transposed throughout (values are rows), as `scalar_gate.forward`."""
+"""The scan over chunks: outputs and the states after the last token.
+
+Tokens are rows, so that a thread holds few of the six numbers of each (of columns it would hold a quarter of a chunk's).
+"""
 
 import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import first_slot, load_state, product, sequence, store_state, tokens_of
+from ..mini_batch.places import store_block
+from ..tiles import first_slot, load_block, product, sequence, tokens_of
 from .levels import levels_of, load_column, load_look, load_mixing, load_read
 
 
@@ -16,6 +20,20 @@ def place_of(cu_seqlens, T, TILES: tl.constexpr, HV: tl.constexpr, C: tl.constex
     head = tl.program_id(0) // TILES % HV
     first, length = sequence(cu_seqlens, n, T, PACKED)
     return tile, n, head, first, length, tl.cdiv(length, C), first_slot(cu_seqlens, n, T, C, PACKED)
+
+
+@triton.jit
+def advanced(
+    z0, z1, key, e, here, mixing, slot, head, t, HV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Z behind a chunk. z0, z1: [keys, values] before it; key: [C, keys]; e: U, [C, values]."""
+    f0, f1 = load_column(here, LEVELS, t, C)
+    m00, m01, m10, m11 = load_mixing(mixing, slot, head, HV)
+    written = e.to(tl.float32)
+    z0, z1 = m00 * z0 + m01 * z1, m10 * z0 + m11 * z1
+    z0 = tl.dot(tl.trans(key), (written * f0[:, None]).to(key.dtype), acc=z0, input_precision=PRECISION)
+    z1 = tl.dot(tl.trans(key), (written * f1[:, None]).to(key.dtype), acc=z1, input_precision=PRECISION)
+    return z0, z1
 
 
 @kernel("T")
@@ -45,33 +63,31 @@ def forward_kernel(
     values = tile * BV + tl.arange(0, BV)
     t = tl.arange(0, C)
     place = (n * HV + head).to(tl.int64) * 2 * DK * DV
-    z0 = tl.zeros([BV, BK], tl.float32)
+    z0 = tl.zeros([BK, BV], tl.float32)
     z1 = z0
     if start is not None:
-        z0 = load_state(start + place, keys, values, DK, DV)
-        z1 = load_state(start + place + DK * DV, keys, values, DK, DV)
+        z0 = load_block(start + place, keys, values, DK, DV)
+        z1 = load_block(start + place + DK * DV, keys, values, DK, DV)
     for chunk in range(chunks):
         here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
-        f0, f1 = load_column(here, LEVELS, t, C)
-        m00, m01, m10, m11 = load_mixing(mixing, slot + chunk, head, HV)
         key = keys_.load([chunk * C, 0])
-        e = tl.trans(values_.load([chunk * C, tile * BV])).to(tl.float32)
+        e = values_.load([chunk * C, tile * BV])
         operand = key.dtype
+        past0 = z0.to(operand)
+        past1 = z1.to(operand)
         if ERASE:
             l0, l1 = load_look(here, LEVELS, t, C)
-            e -= product(z0.to(operand), tl.trans(key), PRECISION) * l0[None, :]
-            e -= product(z1.to(operand), tl.trans(key), PRECISION) * l1[None, :]
-            e = product(e.to(operand), tl.trans(systems.load([chunk * C, 0])), PRECISION)
+            looked = product(key, past0, PRECISION) * l0[:, None]
+            looked += product(key, past1, PRECISION) * l1[:, None]
+            e = product(systems.load([chunk * C, 0]), (e.to(tl.float32) - looked).to(operand), PRECISION).to(operand)
             if error is not None:
-                errors.store([chunk * C, tile * BV], tl.trans(e.to(operand)))
+                errors.store([chunk * C, tile * BV], e)
         r0, r1 = load_read(here, LEVELS, t, C)
         query = queries.load([chunk * C, 0])
-        out = product(z0.to(operand), tl.trans(query), PRECISION) * r0[None, :]
-        out += product(z1.to(operand), tl.trans(query), PRECISION) * r1[None, :]
-        out = tl.dot(e.to(operand), tl.trans(pairs_.load([chunk * C, 0])), acc=out, input_precision=PRECISION)
-        outs.store([chunk * C, tile * BV], tl.trans(out.to(operand)))
-        z0, z1 = m00 * z0 + m01 * z1, m10 * z0 + m11 * z1
-        z0 = tl.dot((e * f0[None, :]).to(operand), key, acc=z0, input_precision=PRECISION)
-        z1 = tl.dot((e * f1[None, :]).to(operand), key, acc=z1, input_precision=PRECISION)
-    store_state(last + place, z0, keys, values, DK, DV)
-    store_state(last + place + DK * DV, z1, keys, values, DK, DV)
+        out = product(query, past0, PRECISION) * r0[:, None]
+        out += product(query, past1, PRECISION) * r1[:, None]
+        out = tl.dot(pairs_.load([chunk * C, 0]), e, acc=out, input_precision=PRECISION)
+        outs.store([chunk * C, tile * BV], out.to(operand))
+        z0, z1 = advanced(z0, z1, key, e, here, mixing, slot + chunk, head, t, HV, C, LEVELS, PRECISION)
+    store_block(last + place, z0, keys, values, DK, DV)
+    store_block(last + place + DK * DV, z1, keys, values, DK, DV)

@@ -110,7 +110,7 @@ def levels_kernel(
         own = r0 * b0 + r1 * b1
         r0, r1 = r0 * a00 + r1 * a10, r0 * a01 + r1 * a11
     tl.store(here + (6 * LEVELS + 6) * C + t, own)
-    for level in tl.static_range(LEVELS):
+    for level in range(LEVELS):
         right = (t >> level) % 2 == 1
         at = here + 6 * level * C + t
         tl.store(at, tl.where(right, c0, 0.0))

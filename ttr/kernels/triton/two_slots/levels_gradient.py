@@ -37,7 +37,7 @@ def levels_gradient_kernel(
     da01 = tl.where(t == 0, m01, 0.0)
     da10 = tl.where(t == 0, m10, 0.0)
     da11 = tl.where(t == 0, m11, 0.0)
-    for step in tl.static_range(LEVELS):
+    for step in range(LEVELS):
         level = LEVELS - 1 - step
         other = t ^ (1 << level)
         right = (t >> level) % 2 == 1

@@ -126,7 +126,7 @@ def backward(
     starts, ends = (q.new_empty(kind.slots, s.HV, 2, s.dk, s.dv) for _ in range(2))
     run["starts"](k, error, levels, mixing, first, starts, cu_seqlens, s.T)
     dv, dfirst = torch.empty_like(v), None if first is None else torch.empty_like(first)
-    run["reverse"](q, k, levels, mixing, inverse, reads, do, dlast, dv, ends, dfirst, cu_seqlens, kind.slots, s.T)
+    run["reverse"](q, k, levels, mixing, inverse, reads, do, dlast, dv, ends, dfirst, cu_seqlens, s.T)
     read_pairs, look_pairs = torch.empty_like(reads), torch.empty_like(reads) if rule.erase else None
     dlevels, dmixing = torch.empty_like(levels), torch.empty_like(mixing)
     run["pairs"](q, k, error, do, dv, levels, read_pairs, look_pairs, dlevels, cu_seqlens, s.N, s.T)

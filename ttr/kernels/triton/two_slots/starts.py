@@ -5,8 +5,8 @@ import triton.language as tl
 from ..launch import kernel
 from ..mini_batch.places import store_block
 from ..tiles import load_block, tokens_of
-from .forward import place_of
-from .levels import levels_of, load_column, load_mixing
+from .forward import advanced, place_of
+from .levels import levels_of
 
 
 @kernel("T")
@@ -36,15 +36,10 @@ def starts_kernel(
         z0 = load_block(start + place, keys, values, DK, DV)
         z1 = load_block(start + place + DK * DV, keys, values, DK, DV)
     for chunk in range(chunks):
-        f0, f1 = load_column(levels_of(levels, slot + chunk, head, HV, C, LEVELS), LEVELS, t, C)
-        m00, m01, m10, m11 = load_mixing(mixing, slot + chunk, head, HV)
         at = ((slot + chunk).to(tl.int64) * HV + head) * 2 * DK * DV
         store_block(starts + at, z0, keys, values, DK, DV)
         store_block(starts + at + DK * DV, z1, keys, values, DK, DV)
-        key = tl.trans(keys_.load([chunk * C, row]))
+        here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
+        key = keys_.load([chunk * C, row])
         e = errors.load([chunk * C, column])
-        operand = e.dtype
-        e = e.to(tl.float32)
-        z0, z1 = m00 * z0 + m01 * z1, m10 * z0 + m11 * z1
-        z0 = tl.dot(key, (e * f0[:, None]).to(operand), acc=z0, input_precision=PRECISION)
-        z1 = tl.dot(key, (e * f1[:, None]).to(operand), acc=z1, input_precision=PRECISION)
+        z0, z1 = advanced(z0, z1, key, e, here, mixing, slot + chunk, head, t, HV, C, LEVELS, PRECISION)
