@@ -40,7 +40,18 @@ SPILLS: dict[str, int] = {
     "mini-batch 128 128 16 1 retreat_kernel": 48,
     "mini-batch 128 128 64 1 advance_kernel": 24,
     "mini-batch 128 128 64 1 retreat_kernel": 104,
+    # two states of 128 x 64 take half of the registers; what is put away are addresses that do not change from chunk to chunk
+    "two slots 128 128 2 True False forward_kernel": 232,
+    "two slots 128 128 2 True False reverse_kernel": 152,
+    "two slots 128 128 2 True False tokens_kernel": 72,
+    "two slots 128 128 2 False True forward_kernel": 136,
+    "two slots 128 128 2 False True reverse_kernel": 128,
     # float32 inputs: right, not fast
+    "two slots 128 128 4 True False prepare_kernel": 184,
+    "two slots 128 128 4 True False forward_kernel": 272,
+    "two slots 128 128 4 True False reverse_kernel": 120,
+    "two slots 128 128 4 True False pairs_kernel": 1872,
+    "two slots 128 128 4 True False tokens_kernel": 3744,
     "erase 128 128 4 plain inverse_kernel": 1480,
     "erase 128 128 4 plain forward_kernel": 1360,
     "erase 128 128 4 plain reverse_kernel": 1112,

@@ -36,8 +36,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         cu_seqlens, n = _packed(cu_seqlens, B, T, device), len(cu_seqlens) - 1
     if spec.optimizer.slots:
         signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items()}
-        if plan.curvature is not None:
-            signals["step"] = _weight(call, plan._replace(factor=1.0))
+        step = None if plan.curvature is None else _weight(call, plan._replace(factor=1.0))  # by the step rule
+        signals |= {} if step is None else {"step": step}
         return two_slots.run(call, dtype, plan, signals, cu_seqlens, n)
     start = _start(call, plan, n)
     if T == 0 or n == 0:

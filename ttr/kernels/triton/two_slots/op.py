@@ -44,17 +44,16 @@ def _rule(erase: bool, before: bool):
 def _forward(q, k, v, numbers, first, cu_seqlens, scale, erase, before, save):
     from . import run
 
-    given: Any = _ready(q, k, v, numbers, first, cu_seqlens)
-    o, last, saved = run.forward(*given, scale, _rule(erase, before), save)
+    given: Any = *_ready(q, k, v, numbers, first, cu_seqlens), scale, _rule(erase, before), save
+    o, last, saved = run.forward(*given)
     return [o, last, *saved]
 
 
 def _backward(do, dlast, q, k, v, numbers, first, cu_seqlens, saved, scale, erase, before):
     from . import run
 
-    given: Any = _ready(do, dlast, q, k, v, numbers, first, cu_seqlens)
-    got = run.backward(*given, saved, scale, _rule(erase, before))
-    return [x for x in got if x is not None]
+    given: Any = *_ready(do, dlast, q, k, v, numbers, first, cu_seqlens), saved, scale, _rule(erase, before)
+    return [x for x in run.backward(*given) if x is not None]
 
 
 def _like(*tensors: Tensor | None) -> list[Tensor]:
