@@ -43,9 +43,10 @@ SPILLS: dict[str, int] = {
     # two states of 128 x 64 take half of the registers; what is put away are addresses that do not change from chunk to chunk
     "two slots 128 128 2 True False forward_kernel": 232,
     "two slots 128 128 2 True False reverse_kernel": 152,
-    "two slots 128 128 2 True False tokens_kernel": 72,
+    "two slots 128 128 2 True False tokens_kernel": 24,
     "two slots 128 128 2 False True forward_kernel": 136,
     "two slots 128 128 2 False True reverse_kernel": 128,
+    "two slots 128 128 2 False True tokens_kernel": 104,
     # float32 inputs: right, not fast
     "two slots 128 128 4 True False prepare_kernel": 184,
     "two slots 128 128 4 True False forward_kernel": 272,

@@ -160,6 +160,26 @@ def test_an_optimizer_of_ones_own(monkeypatch):
 
 
 @pytest.mark.usefixtures("interpreter")
+def test_half_precision():
+    check(testing.random_inputs(MECHANISMS["nesterov"], T=18, B=1, H=1, Hv=1, dk=16, dv=16), 3e-3, torch.float16)
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_sequence_full_of_nan_spoils_no_neighbour():
+    case = testing.random_inputs(MECHANISMS["momentum, gated"], T=18, B=3, H=1, Hv=1, dk=16, dv=16)
+    case = in_dtype(testing.pack(case, [18, 3, 9]), torch.float32)
+    nan = {n: t.clone() for n, t in case.tensors.items()}
+    for name, t in nan.items():
+        if name != "log_decay":  # of which a NaN is refused on the CPU
+            t[:, 18:21] = float("nan")
+    clean = testing.evaluate(case, "triton")
+    for what, got in testing.evaluate(replace(case, tensors=nan), "triton").items():
+        sequences = len(got) == 3
+        for kept in ([0], [2]) if sequences else (slice(0, 18), slice(21, 30)):
+            assert torch.equal(*(x[kept] if sequences else x[:, kept] for x in (got, clean[what]))), what
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_a_second_derivative_is_refused():
     case = in_dtype(testing.random_inputs(MECHANISMS["momentum"], T=9, B=1, H=1, Hv=1, dk=16, dv=16), torch.float32)
     x = {name: t.requires_grad_() for name, t in case.tensors.items()}

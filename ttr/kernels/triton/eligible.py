@@ -12,7 +12,8 @@ from ...constant import constant
 from ...objectives import slopes
 
 LARGEST = 256  # channels of a head
-LEAST_MINI_BATCH, LARGEST_MINI_BATCH, LARGEST_LAYER = 16, 64, 128  # with mini-batches: tokens of one, channels of a head
+LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens of one
+LARGEST_LAYER = 128  # channels of a head with mini-batches, and with a slot beside the weights
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 

@@ -70,19 +70,20 @@ def launches(kind: Kind) -> dict[str, Bound]:
         constants = {name: x for name, x in whole.items() if name not in leave.split()}
         return kernel.bind(grid, launch.warps, launch.stages, **constants | more)
 
-    def tiles(d: int, launch: Launch) -> int:
-        return ceil_div(d, launch.tile)
+    def over_values(kernel, launch: Launch) -> Bound:
+        """A scan; a program takes a tile of value channels."""
+        tile = min(launch.tile, wide["BV"])
+        return bind(kernel, (ceil_div(s.dv, tile) * heads,), launch, ERASE=erase, BV=tile)
 
-    narrow = min(tiling.starts.tile, wide["BK"]), min(tiling.starts.tile, wide["BV"])
+    rows, columns = (min(tiling.starts.tile, wide[name]) for name in ("BK", "BV"))
+    tiles = ceil_div(s.dk, rows) * ceil_div(s.dv, columns)
     return {
         "levels": levels_kernel.bind(chunks, 1, BEFORE=before, **few),
         "levels_gradient": levels_gradient_kernel.bind(chunks, 1, ERASE=erase, BEFORE=before, **few),
         "prepare": bind(prepare_kernel, (kind.slots, s.H), tiling.prepare, "DV BV", ERASE=erase),
-        "forward": bind(forward_kernel, (tiles(s.dv, tiling.forward) * heads,), tiling.forward, ERASE=erase, BV=tiling.forward.tile),
-        "starts": bind(
-            starts_kernel, (ceil_div(s.dk, narrow[0]) * ceil_div(s.dv, narrow[1]) * heads,), tiling.starts, BK=narrow[0], BV=narrow[1]
-        ),
-        "reverse": bind(reverse_kernel, (tiles(s.dv, tiling.reverse) * heads,), tiling.reverse, ERASE=erase, BV=tiling.reverse.tile),
+        "forward": over_values(forward_kernel, tiling.forward),
+        "starts": bind(starts_kernel, (tiles * heads,), tiling.starts, BK=rows, BV=columns),
+        "reverse": over_values(reverse_kernel, tiling.reverse),
         "pairs": bind(pairs_kernel, chunks, tiling.pairs, ERASE=erase),
         "tokens": bind(tokens_kernel, chunks, tiling.tokens, ERASE=erase, BK=min(tiling.tokens.tile, wide["BK"])),
     }  # fmt: skip

@@ -32,4 +32,4 @@ def tiling_of(dtype: torch.dtype, device: str) -> Tiling:
         return Tiling(16, *[Launch(16, 4)] * 6)
     if dtype == torch.float32:
         return Tiling(16, Launch(0, 1), Launch(32, 4), Launch(32, 4), Launch(32, 4), Launch(0, 1), Launch(16, 1))
-    return Tiling(64, Launch(0, 4), Launch(64, 4, 2), Launch(64, 4, 2), Launch(64, 4, 2), Launch(0, 4), Launch(32, 4))
+    return Tiling(64, Launch(0, 4), Launch(64, 4, 2), Launch(64, 4, 2), Launch(64, 4, 2), Launch(0, 4), Launch(32, 4, 2))
