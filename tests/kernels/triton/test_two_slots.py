@@ -1,5 +1,6 @@
 """Optimizers with one slot beside the weights: the kernels against the chunk path in float64."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import ttr
 from ttr import registry, testing
+from ttr.kernels.triton.launch import Bound
 from ttr.kernels.triton.two_slots import run
 from ttr.kernels.triton.two_slots.tiling import Launch, Tiling, tiling_of
 
@@ -157,6 +159,30 @@ def test_an_optimizer_of_ones_own(monkeypatch):
         assert ttr.select_path(spec, device="cuda")[0] == "triton"
         check(testing.random_inputs(spec, T=18, B=1, H=1, Hv=1, dk=16, dv=16))
         check(testing.random_inputs(spec, T=5, B=1, H=1, Hv=1, dk=16, dv=16, state=False))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_launch_is_always_given_the_same_tensors(monkeypatch):
+    """Bound launches are told apart by what decides which arguments are None: what one was compiled for is never another's."""
+    given: dict[Bound, set] = {}
+    call = Bound.__call__
+
+    def recorded(self, *arguments):
+        given.setdefault(self, set()).add(tuple(x is None for x in arguments))
+        call(self, *arguments)
+
+    monkeypatch.setattr(Bound, "__call__", recorded)
+    run.launches.cache_clear()
+    for name, state, lengths in itertools.product(("momentum", "momentum, dot"), (True, False), (None, [2, 3])):
+        case = testing.random_inputs(MECHANISMS[name], T=3, B=1 if lengths is None else 2, H=1, Hv=1, dk=16, dv=16, state=state)
+        case = in_dtype(case if lengths is None else testing.pack(case, lengths), torch.float32)
+        for ends in (1, 2):
+            leaves = {n: x.requires_grad_() for n, x in case.tensors.items()}
+            o, after = testing.call(replace(case, tensors=leaves), "triton")
+            sum(x.sum() for x in (o, after.weights["W"])[:ends]).backward()
+            with torch.no_grad():
+                testing.call(case, "triton")
+    assert len(given) > 40 and all(len(patterns) == 1 for patterns in given.values())
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -79,6 +79,7 @@ def launches(kind: Kind) -> dict[str, Bound]:
     tiles = ceil_div(s.dk, rows) * ceil_div(s.dv, columns)
     return {
         "levels": levels_kernel.bind(chunks, 1, BEFORE=before, **few),
+        "levels, kept": levels_kernel.bind(chunks, 1, BEFORE=before, **few),  # with transitions: a launch knows which tensors are None
         "levels_gradient": levels_gradient_kernel.bind(chunks, 1, ERASE=erase, BEFORE=before, **few),
         "prepare": bind(prepare_kernel, (kind.slots, s.H), tiling.prepare, "DV BV", ERASE=erase),
         "forward": over_values(forward_kernel, tiling.forward),
@@ -123,7 +124,7 @@ def backward(
     kind = kind_of(q, v, first, cu_seqlens, rule, tiling, True, dlast is not None)
     run, s = launches(kind), kind.sizes
     levels, mixing, transitions = level_arrays(kind, q, True)
-    run["levels"](numbers, levels, mixing, transitions, cu_seqlens, s.N, s.T, s.tokens, scale)
+    run["levels, kept"](numbers, levels, mixing, transitions, cu_seqlens, s.N, s.T, s.tokens, scale)
     starts, ends = (q.new_empty(kind.slots, s.HV, 2, s.dk, s.dv) for _ in range(2))
     run["starts"](k, error, levels, mixing, first, starts, cu_seqlens, s.T)
     dv, dfirst = torch.empty_like(v), None if first is None else torch.empty_like(first)
