@@ -93,6 +93,7 @@ def _fused(spec: Spec) -> bool:
     return (
         why_not_triton(spec) is None
         and spec.mini_batch == 1
+        and not spec.optimizer.slots
         and spec.gate.kind in ("none", "fixed", "scalar")
         and spec.optimizer.step_rule.kind in ("plain", "nlms", "implicit")
         and spec.read.normalizer == "none"

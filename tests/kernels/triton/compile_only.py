@@ -24,6 +24,7 @@ from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.scalar_gate import plan, run
+from ttr.kernels.triton.two_slots import run as two_slots
 from ttr.kernels.triton.unit_norm import function as unit_norm
 
 if __package__:
@@ -122,6 +123,24 @@ def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: 
     return found
 
 
+# dk, dv and bytes of a number; the delta rule or the inner product, read before, everything given and packed
+TWO_SLOTS = ((128, 128, 2, True, False), (64, 64, 2, True, False), (128, 128, 2, False, True), (128, 128, 4, True, False))
+
+
+def two_slot_launches(dk: int, dv: int, itemsize: int, erase: bool, packed: bool) -> list[tuple]:
+    """The launches of optimizers with one slot beside the weights, forward and backward."""
+    found = []
+    record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
+    with record, torch.device("meta"):
+        B, T, H, dtype = 1 if packed else 8, 2048, 16, {2: torch.bfloat16, 4: torch.float32}[itemsize]
+        q, v = torch.empty(B, T, H, dk, dtype=dtype), torch.empty(B, T, H, dv, dtype=dtype)
+        first = torch.empty(8, H, 2, dk, dv) if packed else None
+        given = q, q, v, torch.empty(10, B, T, H), first, torch.empty(9, dtype=torch.int32) if packed else None
+        o, last, saved = two_slots.forward(*given, 0.1, two_slots.Rule(erase, packed), True)
+        two_slots.backward(o, last if packed else None, *given, saved, 0.1, two_slots.Rule(erase, packed))
+    return found
+
+
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
     """What Triton specialises this launch to: pointers on 16 bytes, None as a constant; numbers as far as the kernel lets it."""
     given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
@@ -176,6 +195,9 @@ def main(everything: bool) -> dict:
     for sizes in MINI_BATCHES:
         for launch in mini_batches(*sizes):
             add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)
+    for sizes in TWO_SLOTS:
+        for launch in two_slot_launches(*sizes):
+            add(f"two slots {' '.join(map(str, sizes))}", *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:
             continue

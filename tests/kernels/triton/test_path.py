@@ -20,7 +20,7 @@ PRESETS = {
     "gla": "gate 'vector' decays every key channel", "kda": "gate 'vector' decays every key channel",
     "rwkv7": "optimizer.write_key='separate'",
     "deltaproduct": "optimizer.steps=3", "gated_deltaproduct": "optimizer.steps=2",
-    "longhorn": "step is per value", "momentum_deltanet": "carries 1 more slot(s)",
+    "longhorn": "step is per value", "momentum_deltanet": KERNEL,
     "mesa": "regressor 'least_squares' has paths of its own", "mesanet": "regressor 'least_squares' has paths of its own",
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,

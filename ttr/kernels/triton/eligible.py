@@ -12,8 +12,9 @@ from ...constant import constant
 from ...objectives import slopes
 
 LARGEST = 256  # channels of a head
-LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens
-LARGEST_LAYER, LARGEST_OF_TWO, LARGEST_HIDDEN = 128, 64, 8192  # with mini-batches: channels of a head, hidden units
+LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens of one
+LARGEST_LAYER = 128  # channels of a head with mini-batches, and with a slot beside the weights
+LARGEST_OF_TWO, LARGEST_HIDDEN = 64, 8192  # of a memory of two layers: channels of a head, hidden units
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -64,8 +65,8 @@ def why_not_triton(spec) -> str | None:
         return _why_not_mini_batches(spec)
     if not is_linear(spec):
         return why_nonlinear(spec)
-    if spec.optimizer.slots:
-        return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slot(s); the kernels carry the weights alone"
+    if len(spec.optimizer.slots) > 1:
+        return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slots; the kernels carry one beside the weights"
     if spec.steps > 1:
         return f"optimizer.steps={spec.steps}: the kernels take one step a token"
     if spec.separate_write_key:
@@ -75,6 +76,8 @@ def why_not_triton(spec) -> str | None:
     for name, s in spec.signals().items():
         if s.per != "head":
             return f"{name} is per {s.per}; the kernels take one number a head"
+    if spec.optimizer.slots:  # whatever it is: the kernels take the numbers that are probed of it
+        return _why_not_objective(spec)
     others = sorted(spec.optimizer.signals().keys() - {"step"})
     if others:
         return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
@@ -151,13 +154,19 @@ def _predicts_as_its_layers(regressor) -> bool:
     return torch.allclose(regressor.predict(weights, x), expected + x if said.residual else expected, rtol=1e-10, atol=1e-10)
 
 
+def _why_not_objective(spec) -> str | None:
+    curvature, gain = slopes(spec.objective, 3)
+    if curvature < 0 or (curvature > 0 and gain != curvature):
+        return f"objective {spec.objective.kind!r} is no multiple of 1/2||f(k) - v||^2 or -<f(k), v>"
+    return None
+
+
 def _why_not_probed(spec) -> str | None:
     """Probe the optimizer on random signals: the gate alone must move the weights, the step alone the write."""
     from ...lowering import coefficients
 
-    curvature, gain = slopes(spec.objective, 3)
-    if curvature < 0 or (curvature > 0 and gain != curvature):
-        return f"objective {spec.objective.kind!r} is no multiple of 1/2||f(k) - v||^2 or -<f(k), v>"
+    if (why := _why_not_objective(spec)) is not None:
+        return why
     generator = torch.Generator().manual_seed(0)
     lead = (5, 1)  # events, micro-steps
     step, keep = torch.rand(2, *lead, 1, 1, generator=generator, dtype=torch.float64) + 0.1
@@ -176,16 +185,19 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
     layers = None if spec.mini_batch == 1 else spec.regressor.layers()
-    largest = LARGEST if layers is None else LARGEST_LAYER if layers.activation is None else LARGEST_OF_TWO
+    largest = LARGEST if layers is None and not spec.optimizer.slots else LARGEST_LAYER
+    deep = layers is not None and layers.activation is not None
+    if deep:
+        largest = LARGEST_OF_TWO
     for name, d in (("dk", dk), ("dv", dv)):
         if d is not None and (d % 16 or not 0 < d <= largest):
             return f"{name}={d}; choose a multiple of 16 up to {largest}"
-    if layers is not None and layers.activation is not None and dk is not None and dv is not None:
+    if deep and dk is not None and dv is not None:
         _, hidden = next(iter(spec.regressor.state_shapes(dk, dv).values()))
         if hidden > LARGEST_HIDDEN:
             return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
-    if dv is not None and dv + _pad(spec, dv) > LARGEST:
-        return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
+    if dv is not None and dv + _pad(spec, dv) > largest:
+        return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
     return None
 
 

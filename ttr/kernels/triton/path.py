@@ -22,6 +22,7 @@ from ..padded import initial
 from .autograd import scalar_gate
 from .eligible import Plan, plan_of
 from .mini_batch import path as mini_batch
+from .two_slots import path as two_slots
 
 
 def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
@@ -33,6 +34,11 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     n = B
     if cu_seqlens is not None:
         cu_seqlens, n = _packed(cu_seqlens, B, T, device), len(cu_seqlens) - 1
+    if spec.optimizer.slots:
+        signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items()}
+        step = None if plan.curvature is None else _weight(call, plan._replace(factor=1.0))  # by the step rule
+        signals |= {} if step is None else {"step": step}
+        return two_slots.run(call, dtype, plan, signals, cu_seqlens, n)
     start = _start(call, plan, n)
     if T == 0 or n == 0:
         return v.new_zeros(B, T, Hv, dv), initial(call.initial_state, spec, call.params, n, Hv, dk, dv, torch.float32, device)
