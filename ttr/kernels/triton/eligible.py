@@ -65,8 +65,6 @@ def why_not_triton(spec) -> str | None:
         return why_nonlinear(spec)
     if spec.optimizer.slots:
         return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slot(s); the kernels carry the weights alone"
-    if spec.steps > 1:
-        return f"optimizer.steps={spec.steps}: the kernels take one step a token"
     if spec.separate_write_key:
         return "optimizer.write_key='separate': the kernels write with the key they look up"
     if spec.gate.per_key:
