@@ -51,7 +51,7 @@ def sum_of_tiles(base, events, at, valid, HV: tl.constexpr, TILES: tl.constexpr)
 @triton.jit
 def sum_of_asked(asked, events, event, heads, valid, HV: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr, READ_BEFORE: tl.constexpr):
     """[C, heads] of [tiles, tokens, Hv]: each token's at the event it reads at, elsewhere 0."""
-    READ: tl.constexpr = 0 if READ_BEFORE else STEPS - 1
+    READ: tl.constexpr = (STEPS - 1) * (not READ_BEFORE)
     at = (event // STEPS)[:, None] * HV + heads[None, :]
     return sum_of_tiles(asked, events // STEPS, at, valid & (event % STEPS == READ)[:, None], HV, TILES)
 
@@ -63,12 +63,13 @@ def net_of(
 ):  # fmt: skip
     """[C, heads]: what every event takes of earlier ones, less what later ones of its chunk take of it."""
     at = event[:, None] * HV + heads[None, :]
-    net = -sum_of_tiles(given, events, at, valid, HV, WRITERS)
-    if ERASE or STEPS == 1:
-        net += sum_of_tiles(taken, events, at, valid, HV, READERS)
-    if STEPS > 1:
-        net += sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
-    return net
+    if STEPS == 1:
+        net = sum_of_tiles(taken, events, at, valid, HV, READERS)
+    else:
+        net = sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
+        if ERASE:
+            net += sum_of_tiles(taken, events, at, valid, HV, READERS)
+    return net - sum_of_tiles(given, events, at, valid, HV, WRITERS)
 
 
 @kernel("N T events")

@@ -18,7 +18,7 @@ def readers_of(chunk, length, C: tl.constexpr, R: tl.constexpr, STEPS: tl.conste
     if STEPS == 1:
         return chunk * C, r, chunk * C + r < length
     else:
-        READ: tl.constexpr = 0 if READ_BEFORE else STEPS - 1
+        READ: tl.constexpr = (STEPS - 1) * (not READ_BEFORE)
         row = (chunk * C + (STEPS - 1 - READ)) // STEPS
         at = (row + r) * STEPS + READ - chunk * C
         return row, at, (at < C) & (chunk * C + at < length)
