@@ -70,8 +70,8 @@ def call(inputs: testing.Inputs, path: object = None, *, config: Config, segment
     if weight is None and spec.signals()["step"].value != 1.0:
         weight = x["v"].new_full((Hv,), spec.signals()["step"].value, dtype=torch.float32)
     if spec.optimizer.step_rule.kind != "plain":
-        keys = x["k"].repeat_interleave(Hv // x["k"].shape[2], 2)[..., None].float()
-        weight = torch.ones(keys.shape[:3], device=keys.device) if weight is None else weight
+        keys = x["k"].repeat_interleave(Hv // x["k"].shape[-2], -2)[..., None].float()
+        weight = torch.ones(keys.shape[:-2], device=keys.device) if weight is None else weight
         weight = spec.optimizer.step_rule.effective(weight.float()[..., None, None], keys, slopes(spec.objective, 1)[0])[..., 0, 0]
     decay = x.get("log_decay")
     if decay is None and spec.gate.kind == "fixed":

@@ -20,7 +20,7 @@ def readers_of(chunk, length, C: tl.constexpr, R: tl.constexpr, STEPS: tl.conste
     else:
         READ: tl.constexpr = (STEPS - 1) * (not READ_BEFORE)
         row = (chunk * C + (STEPS - 1 - READ)) // STEPS
-        at = (row + r) * STEPS + READ - chunk * C
+        at = r * STEPS + (row * STEPS + READ - chunk * C)
         return row, at, (at < C) & (chunk * C + at < length)
 
 
