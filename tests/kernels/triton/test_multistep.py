@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttr
 from ttr import testing
-from ttr.kernels.triton import configs
+from ttr.kernels.triton import configs, tune
 from ttr.kernels.triton.scalar_gate.plan import Kind, Rule, forward_plan
 from ttr.kernels.triton.shapes import Sizes
 
@@ -270,6 +270,11 @@ def test_a_gradient_of_the_state_alone():
 
     for got, expected in zip(used("triton"), used("chunk"), strict=True):
         assert testing.relative_error(got, expected) < 1e-5
+
+
+def test_tune_times_micro_steps():
+    call = tune._Call(GATED, B=1, T=7, H=1, Hv=2, dk=16, dv=16, dtype=torch.float32, device=torch.device("cpu"))
+    assert [x.shape[:3] for x in call.results(direct.config())[2:]] == [(1, 7, 1), (1, 7, 3), (1, 7, 3), (1, 7, 2), (1, 7, 3)]
 
 
 def test_what_is_read_is_not_expanded():

@@ -29,7 +29,7 @@ def readers_kernel(
     reads, looks: of `pairs_kernel`, with ERASE. STAGES: also for the loads that no product takes, or None to leave those alone.
     LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, events, Hv]: what every event takes of
     earlier ones less what the looks inside the chunk take of it (taken), and how much of that its own decay never saw (unseen).
-    With STEPS these are of the looks alone; what the reads take is apart (asked, [tiles, tokens, Hv]).
+    With several STEPS these are of the looks alone; what the reads take is apart (asked, [tiles, tokens, Hv]).
     """
     TILES: tl.constexpr = (DK + BK - 1) // BK
     tile, _segment, _n, head, first, length, _chunks, begin, end, place = scanned(

@@ -1,8 +1,8 @@
 """Which tokens read in a chunk of events, and where: with STEPS events a token not every event is read.
 
-A chunk is C events whatever STEPS; it may begin and end inside a token. A token is read in the chunk of its last event,
-after it (READ_BEFORE: of its first, before it). So those who read in a chunk are neighbours: the first rows of a tile of R.
-The rows behind them belong to the next chunk; where R STEPS = C there are none.
+A chunk is C events whatever STEPS; it may begin and end inside a token. A token reads in the chunk of its last event, after
+it (READ_BEFORE: of its first, before it). So those who read in a chunk are neighbours: the first rows of a tile of R. The rows
+behind them are the next chunk's; where R STEPS = C there are none.
 """
 
 import triton
