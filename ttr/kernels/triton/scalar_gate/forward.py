@@ -92,8 +92,8 @@ def forward_kernel(
         b = load_numbers(weight, head, event, i, valid, weight_stride, 1.0, WEIGHTED)
         past = state.to(operand)
         if CHECKPOINT and not LOCAL and (((chunk + 1) % EVERY == 0) | (chunk == chunks - 1)):
-            at = first_slot(cu_seqlens, n, T, C * EVERY, PACKED, STEPS) + chunk // EVERY
-            states.store([at * HV + head, 0, tile * BV], tl.reshape(tl.trans(past), [1, BK, BV]))
+            slot = first_slot(cu_seqlens, n, T, C * EVERY, PACKED, STEPS) + chunk // EVERY
+            states.store([slot * HV + head, 0, tile * BV], tl.reshape(tl.trans(past), [1, BK, BV]))
         if ERASE:
             expected = product(past, tl.trans(key), PRECISION) * factor(look)[None, :]
             e = product((value.to(tl.float32) - expected).to(operand), tl.trans(systems.load([chunk * C, 0])), PRECISION)
