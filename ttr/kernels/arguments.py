@@ -97,10 +97,10 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, fact
         raise wrong("q", q, "[B, T, H, dk]")
     n = facts.steps
     B, T, H, dk = *q.shape[:2], *map(index, q.shape[2:])  # heads and channels are numbers in a compiled graph
-    micro = f" or [{B}, {T}, {n}, {H}, {dk}]" if n > 1 else ""
     for name, x in (("k", k), ("write_key", write_key)):
         if x is not None and x.shape != q.shape and not (n > 1 and x.shape == (B, T, n, H, dk)):
-            raise wrong(name, x, f"{list(q.shape)} as q{micro}")
+            # only now: a T that is put into words is a constant to torch.compile
+            raise wrong(name, x, f"{list(q.shape)} as q" + (f" or [{B}, {T}, {n}, {H}, {dk}]" if n > 1 else ""))
     if v.ndim not in ((4, 5) if n > 1 else (4,)) or v.shape[:2] != (B, T) or (v.ndim == 5 and v.shape[2] != n):
         raise wrong("v", v, f"[{B}, {T}, Hv, dv]" + (f" or [{B}, {T}, {n}, Hv, dv]" if n > 1 else ""))
     Hv, dv = map(index, v.shape[-2:])

@@ -89,11 +89,12 @@ def step_of(spec: Spec) -> Step:
 
 
 def _fused(spec: Spec) -> bool:
-    """The kernels serve the declaration, and the step knows its gate, its step rule and its read."""
+    """The kernels serve the declaration, and the step knows its one update a token, its gate, its step rule and its read."""
     return (
         why_not_triton(spec) is None
         and spec.mini_batch == 1
         and not spec.optimizer.slots
+        and spec.steps == 1
         and spec.gate.kind in ("none", "fixed", "scalar")
         and spec.optimizer.step_rule.kind in ("plain", "nlms", "implicit")
         and spec.read.normalizer == "none"

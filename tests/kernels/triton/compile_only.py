@@ -41,6 +41,8 @@ SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2"
 # plain: everything given and learned; before: who looks and reads before the token's decay; bare: no state, nothing learned of the decay
 CALLS = ("plain", "segments", "packed", "before", "bare")
 WIDEST = "erase 256 256 2"  # its segments too: the matrices of size dk are in no other call
+# with several steps a token: where the readers of a chunk fill their tile (2) and where they do not (3)
+MICRO_STEPS = (("erase 128 128 2", 2), ("erase 128 128 2", 3), ("erase 64 64 2", 2))
 
 
 @triton.jit
@@ -55,8 +57,8 @@ def transposed_accumulator(a, b, out, STORED: tl.constexpr):
     tl.store(out + at, z)
 
 
-def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list[tuple]:
-    """(kernel, positional arguments, keyword arguments) of one call, forward and backward."""
+def launches(key: configs.ShapeClass, config: configs.Config, call: str, n: int = 1) -> list[tuple]:
+    """(kernel, positional arguments, keyword arguments) of one call, forward and backward. n: micro-steps a token."""
     found = []
 
     def record(kernel, *args, grid, warmup, **kwargs):
@@ -65,12 +67,13 @@ def launches(key: configs.ShapeClass, config: configs.Config, call: str) -> list
     before, learned, packed, segments = call == "before", call != "bare", call == "packed", 2 if call == "segments" else 1
     rule = plan.Rule(key.erase, key.erase and before, before)
     B, T, H = 1 if packed else 8, 4096, 16
+    lead = (B, T, n) if n > 1 else (B, T)
     with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
         dtype = {2: torch.bfloat16, 4: torch.float32}[key.itemsize]
-        q, k = (torch.empty(B, T, H, key.dk, dtype=dtype) for _ in range(2))
-        v, numbers = torch.empty(B, T, H, key.dv, dtype=dtype), torch.empty(B, T, H)
+        q, k = torch.empty(B, T, H, key.dk, dtype=dtype), torch.empty(*lead, H, key.dk, dtype=dtype)
+        v, log_decay, weight = torch.empty(*lead, H, key.dv, dtype=dtype), torch.empty(B, T, H), torch.empty(*lead, H)
         initial = torch.empty(8, H, key.dk, key.dv) if learned else None
-        given = (q, k, v, numbers, numbers, initial, torch.empty(9, dtype=torch.int32) if packed else None)
+        given = (q, k, v, log_decay, weight, initial, torch.empty(9, dtype=torch.int32) if packed else None)
         o, last, saved = run.forward(*given, 0.1, rule, config, segments, True, learned)
         run.backward(o, last if learned else None, *given, saved, 0.1, rule, config, segments, learned)
     return found
@@ -205,6 +208,10 @@ def main(everything: bool) -> dict:
         for call in CALLS if everything or str(key) == SUBSET[0] else some:
             for launch in launches(key, config, call):
                 add(f"{key} {call}", *launch)
+    for name, n in MICRO_STEPS:
+        key = configs.ShapeClass.read(name)
+        for launch in launches(key, configs.table()["sm_90"].rows[key], "plain", n):
+            add(f"{key} {n} steps", *launch)
     return {"controls": controls, "kernels": out}
 
 

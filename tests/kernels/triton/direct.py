@@ -54,7 +54,7 @@ class Kernels(torch.autograd.Function):
         *inputs, saved = ctx.saved_tensors
         with poisoned():
             got = run.backward(do.contiguous(), dlast, *inputs, saved, *ctx.rest)
-        summed = [g.sum((0, 1)) if g is not None and x.ndim == 1 else g for g, x in zip(got, inputs, strict=False)]
+        summed = [g.flatten(0, -2).sum(0) if g is not None and x.ndim == 1 else g for g, x in zip(got, inputs, strict=False)]
         return *summed, None, None, None, None, None
 
 
@@ -65,13 +65,13 @@ def rule_of(spec) -> plan.Rule:
 def call(inputs: testing.Inputs, path: object = None, *, config: Config, segments: int):
     """As `testing.call`; step rules and fixed gates stay torch's, as they are no part of the kernels."""
     x, spec = inputs.tensors, inputs.spec
-    Hv, dk = x["v"].shape[2], x["k"].shape[3]
+    Hv, dk = x["v"].shape[-2], x["k"].shape[-1]
     weight = x.get("step")
     if weight is None and spec.signals()["step"].value != 1.0:
         weight = x["v"].new_full((Hv,), spec.signals()["step"].value, dtype=torch.float32)
     if spec.optimizer.step_rule.kind != "plain":
-        keys = x["k"].repeat_interleave(Hv // x["k"].shape[2], 2)[..., None].float()
-        weight = torch.ones(keys.shape[:3], device=keys.device) if weight is None else weight
+        keys = x["k"].repeat_interleave(Hv // x["k"].shape[-2], -2)[..., None].float()
+        weight = torch.ones(keys.shape[:-2], device=keys.device) if weight is None else weight
         weight = spec.optimizer.step_rule.effective(weight.float()[..., None, None], keys, slopes(spec.objective, 1)[0])[..., 0, 0]
     decay = x.get("log_decay")
     if decay is None and spec.gate.kind == "fixed":
@@ -80,7 +80,7 @@ def call(inputs: testing.Inputs, path: object = None, *, config: Config, segment
     o, last = Kernels.apply(
         x["q"], x["k"], x["v"], *number, inputs.cu_seqlens, spec.scale(dk), rule_of(spec), config, segments
     )  # fmt: skip
-    return o, complete_state(spec, {"W": last}, dk, x["v"].shape[3])
+    return o, complete_state(spec, {"W": last}, dk, x["v"].shape[-1])
 
 
 def evaluate(inputs: testing.Inputs, config: Config, segments: int = 1, gradients: bool = True) -> dict[str, torch.Tensor]:

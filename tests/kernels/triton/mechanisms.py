@@ -32,6 +32,11 @@ MECHANISMS = {
     "coupled, read before": _declare("l2", DELTA, COUPLED, "before"),
     "nlms": _declare("l2", {**DELTA, "step_rule": "nlms"}, "scalar"),
     "implicit": _declare("l2", {**DELTA, "step_rule": "implicit"}, "scalar"),
+    "mamba, 3 steps": _declare("dot", {**SGD, "steps": 3}, "scalar"),
+    "deltaproduct": _declare("l2", {**DELTA, "steps": 3}),
+    "gated deltaproduct": _declare("l2", {**DELTA, "steps": 2}, "scalar"),
+    "coupled deltaproduct, read before": _declare("l2", {**DELTA, "steps": 4}, COUPLED, "before"),
+    "nlms, 2 steps": _declare("l2", {**DELTA, "steps": 2, "step_rule": "nlms"}, "fixed"),
 }
 
 

@@ -77,7 +77,7 @@ def kernels(segments: int = 1):
 
     def run(case: testing.Inputs) -> dict[str, torch.Tensor]:
         q, v, rule = case.tensors["q"], case.tensors["v"], direct.rule_of(case.spec)
-        row = config_for(arch_of(q.device), rule.erase, q.shape[3], v.shape[3], q.dtype)
+        row = config_for(arch_of(q.device), rule.erase, q.shape[-1], v.shape[-1], q.dtype)
         return direct.evaluate(case, row, segments)
 
     return run
@@ -107,7 +107,7 @@ def test_mechanism(name, dtype):
         hold(inputs(name, 333, H=2, Hv=4, dk=64, dv=32, seed=zlib.crc32(name.encode())), dtype, public)
 
 
-@pytest.mark.parametrize("name", ["mamba", "gated delta"])
+@pytest.mark.parametrize("name", ["mamba", "gated delta", "gated deltaproduct"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("dk", "dv", "H", "Hv"), [(96, 128, 1, 3), (48, 80, 2, 4), (16, 112, 1, 1), (256, 96, 1, 2)])
 def test_head_sizes_that_are_no_power_of_two(name, dtype, dk, dv, H, Hv):
@@ -115,7 +115,7 @@ def test_head_sizes_that_are_no_power_of_two(name, dtype, dk, dv, H, Hv):
         hold(inputs(name, 201, B=1, H=H, Hv=Hv, dk=dk, dv=dv, seed=dk), dtype, kernels())
 
 
-@pytest.mark.parametrize("name", ["mamba, read before", "coupled"])
+@pytest.mark.parametrize("name", ["mamba, read before", "coupled", "deltaproduct", "coupled deltaproduct, read before"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lengths(name, dtype):
     with tolerance() as hold:
@@ -123,7 +123,9 @@ def test_lengths(name, dtype):
             hold(inputs(name, length, B=1, H=2, Hv=2, dk=64, dv=64, seed=length), dtype, kernels())
 
 
-@pytest.mark.parametrize("name", ["gated", "half steps", "delta", "gated delta", "coupled, read before"])
+@pytest.mark.parametrize(
+    "name", ["gated", "half steps", "delta", "gated delta", "coupled, read before", "deltaproduct", "gated deltaproduct"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_segments(name, dtype):
     """Also more segments than chunks."""
@@ -133,7 +135,7 @@ def test_segments(name, dtype):
             hold(case, dtype, kernels(segments))
 
 
-@pytest.mark.parametrize("name", ["linear attention", "mamba", "delta", "nlms"])
+@pytest.mark.parametrize("name", ["linear attention", "mamba", "delta", "nlms", "deltaproduct", "gated deltaproduct"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_packed(name, dtype):
     with tolerance() as hold:
@@ -143,7 +145,7 @@ def test_packed(name, dtype):
         hold(replace(case, initial_state=None), dtype, kernels(2))
 
 
-@pytest.mark.parametrize("name", ["delta", "gated delta", "coupled", "nlms"])
+@pytest.mark.parametrize("name", ["delta", "gated delta", "coupled", "nlms", "gated deltaproduct"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_correlated_keys(name, dtype):
     """Keys of correlation 0.9, steps up to 2: the triangular systems at their worst."""
@@ -153,7 +155,7 @@ def test_correlated_keys(name, dtype):
             hold(case, dtype, kernels())
 
 
-@pytest.mark.parametrize("name", ["mamba", "gated delta", "coupled, read before"])
+@pytest.mark.parametrize("name", ["mamba", "gated delta", "coupled, read before", "gated deltaproduct"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_gate_throughout(name, dtype):
     with tolerance() as hold:
@@ -178,7 +180,7 @@ def test_a_sequence_full_of_nan_spoils_no_neighbour(name, segments):
         assert torch.equal(*others), f"{what} of a sequence changed with the tokens of another"
 
 
-@pytest.mark.parametrize("name", ["mamba, read before", "coupled, read before", "linear attention", "nlms"])
+@pytest.mark.parametrize("name", ["mamba, read before", "coupled, read before", "linear attention", "nlms", "deltaproduct"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_runs_agree_bitwise(name, dtype):
     case = direct.in_dtype(inputs(name, RAGGED, H=2, Hv=4, dk=64, dv=64), dtype, "cuda")

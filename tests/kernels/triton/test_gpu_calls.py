@@ -61,7 +61,7 @@ def arguments(name: str, length, dtype=torch.bfloat16):
     return dict(case.tensors, initial_state=case.initial_state, cu_seqlens=case.cu_seqlens)
 
 
-@pytest.mark.parametrize("name", ["mamba", "gated delta"])
+@pytest.mark.parametrize("name", ["mamba", "gated delta", "gated deltaproduct"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_inductor_compiles_it_whole(name, packed):
     given = arguments(name, [100, 1, 40] if packed else 141)
@@ -79,7 +79,7 @@ def test_inductor_compiles_it_whole(name, packed):
         torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-3)  # inductor fuses what is around the kernels
 
 
-@pytest.mark.parametrize("name", ["mamba", "gated delta", "nlms"])
+@pytest.mark.parametrize("name", ["mamba", "gated delta", "nlms", "gated deltaproduct"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_forward_is_captured_by_a_cuda_graph(name, packed):
     """Nothing asks the host: not the sequences' bounds either."""

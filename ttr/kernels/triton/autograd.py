@@ -29,7 +29,7 @@ class ScalarGate(torch.autograd.Function):
         if do is None:
             if dlast is None:
                 return (None,) * 12
-            do = torch.zeros_like(v)
+            do = v.new_zeros((*q.shape[:2], *v.shape[-2:]))
         learned = ctx.learned
         backward = Backward.apply if torch.is_grad_enabled() else Backward.forward
         got = iter(backward(do, dlast, q, k, v, log_decay, weight, initial, cu_seqlens, saved, *ctx.rule, learned))

@@ -67,8 +67,8 @@ def why_not_triton(spec) -> str | None:
         return why_nonlinear(spec)
     if len(spec.optimizer.slots) > 1:
         return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slots; the kernels carry one beside the weights"
-    if spec.steps > 1:
-        return f"optimizer.steps={spec.steps}: the kernels take one step a token"
+    if spec.optimizer.slots and spec.steps > 1:
+        return f"optimizer.steps={spec.steps} with a slot beside the weights: the kernels take one step a token there"
     if spec.separate_write_key:
         return "optimizer.write_key='separate': the kernels write with the key they look up"
     if spec.gate.per_key:

@@ -1,8 +1,8 @@
 """ttr::scalar_gate_forward and ttr::scalar_gate_backward: schemas and fake kernels, which need no triton.
 
-q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype. log_decay, weight: None, [Hv] or [B, T, Hv], float32. initial, last:
-[N, Hv, dk, dv], float32. cu_seqlens: [N + 1] int32, with B = 1. `saved` is empty unless save. learned: the log decay
-wants a gradient.
+q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype. log_decay, weight: None, [Hv] or [B, T, Hv], float32. With n
+micro-steps a token k, v and a weight per token have them after T. initial, last: [N, Hv, dk, dv], float32. o: [B, T, Hv, dv].
+cu_seqlens: [N + 1] int32, with B = 1. `saved` is empty unless save. learned: the log decay wants a gradient.
 The configuration and the number of segments follow from the sizes and the device, inside.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import configs
 from .eligible import interpreted
-from .shapes import saved, sizes_of
+from .shapes import saved, sizes_of, steps_of
 
 library = torch.library.Library("ttr", "FRAGMENT")
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? weight, Tensor? initial, Tensor? cu_seqlens"
@@ -42,9 +42,9 @@ def _rule(erase: bool, look_before: bool, read_before: bool):
 
 def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None, erase: bool) -> configs.Choice:
     """Heads and channels are numbers, N and T may be symbols."""
-    Hv, dv = index(v.shape[2]), index(v.shape[3])
+    Hv, dv = index(v.shape[-2]), index(v.shape[-1])
     n = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1])
+    return configs.choose(configs.arch_of(q.device), erase, index(q.shape[3]), dv, q.dtype, n * Hv, q.shape[1] * steps_of(v))
 
 
 def _saved(q: Tensor, v: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, erase: bool, before: bool, learned: bool) -> int:
@@ -84,7 +84,7 @@ def _backward(
     if dlog_decay is not None and log_decay.ndim == 1:
         dlog_decay = dlog_decay.sum((0, 1))
     if dweight is not None and weight.ndim == 1:
-        dweight = dweight.sum((0, 1))
+        dweight = dweight.flatten(0, -2).sum(0)
     return [x for x in (dq, dk, dv, dlog_decay, dweight, dinitial) if x is not None]
 
 
@@ -111,7 +111,7 @@ def _on_cpu(kernel):
 
 def _fake_forward(q, k, v, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save, learned):
     s = sizes_of(q, v, cu_seqlens)
-    o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
+    o, last = v.new_empty((*q.shape[:2], s.HV, s.dv)), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     size = _saved(q, v, log_decay, cu_seqlens, erase, look_before or read_before, learned) if save else 0
     return o, last, v.new_empty((size,), dtype=torch.uint8)
 

@@ -29,6 +29,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     """o: [B, T, Hv, dv], and the state after the last token. dtype: the widest of q, k and v."""
     if call.spec.mini_batch != 1:
         return mini_batch.run(call, dtype)
+    if call.facts.steps > 1:
+        call = _with_micro_steps(call)
     v, spec, facts, (B, T, _, Hv, dk, dv) = call.v, call.spec, call.facts, call.sizes
     plan, cu_seqlens, device = plan_of(spec, dv), call.cu_seqlens, v.device
     n = B
@@ -44,7 +46,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         return v.new_zeros(B, T, Hv, dv), initial(call.initial_state, spec, call.params, n, Hv, dk, dv, torch.float32, device)
     q, k, wide = (x if x.dtype == dtype else x.to(dtype) for x in (call.q, call.k, v))
     if plan.pad:  # the normaliser's ones, and zeros up to the kernels' multiple of 16
-        ones = torch.nn.functional.pad(wide.new_ones(1), (0, plan.pad - 1)).expand(B, T, Hv, plan.pad)
+        ones = torch.nn.functional.pad(wide.new_ones(1), (0, plan.pad - 1)).expand(*wide.shape[:-1], plan.pad)
         wide = torch.cat([wide, ones], -1)
         start = None if start is None else torch.nn.functional.pad(start, (0, plan.pad - 1))
     signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items() if name in facts.gate_signals or name == "log_decay"}
@@ -59,9 +61,21 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     return o, State(weights={"W": last[..., :dv], "normalizer": last[..., dv : dv + 1]}, spec_hash=facts.hash)
 
 
+def _with_micro_steps(call: Call) -> Call:
+    """k, v and a step per token with an axis of micro-steps after T: what comes without one repeats."""
+
+    def repeated(x: Tensor, axes: int) -> Tensor:
+        return x if x.ndim == axes else x[:, :, None].expand(-1, -1, call.facts.steps, *[-1] * (axes - 3))
+
+    step = call.signals["step"]
+    if isinstance(step, Tensor) and step.ndim:
+        step = repeated(step, 4)
+    return call._replace(k=repeated(call.k, 5), v=repeated(call.v, 5), signals=call.signals | {"step": step})
+
+
 def _weight(call: Call, plan: Plan) -> Tensor | None:
     """The write's weight: the step that the step rule makes of the declared one, times the objective's slope."""
-    step, k, (B, T, H, Hv, _, _) = call.signals["step"], call.k, call.sizes
+    step, k, (_, _, H, Hv, _, _) = call.signals["step"], call.k, call.sizes
     if plan.curvature is None:
         if isinstance(step, Tensor):
             return step if plan.factor == 1.0 else step.float() * plan.factor
@@ -69,8 +83,8 @@ def _weight(call: Call, plan: Plan) -> Tensor | None:
     # heads as [H, Hv / H]: the value heads of a group share their key
     step = _tensor(step, Hv, k.device).float().unflatten(-1, (H, Hv // H))[..., None, None]
     with torch.autocast(k.device.type, enabled=False):
-        taken = call.spec.optimizer.step_rule.effective(step, k.float()[:, :, :, None, :, None], plan.curvature)
-    taken = taken.expand(B, T, H, Hv // H, 1, 1).reshape(B, T, Hv)
+        taken = call.spec.optimizer.step_rule.effective(step, k.float()[..., None, :, None], plan.curvature)
+    taken = taken.expand(*k.shape[:-1], Hv // H, 1, 1).reshape(*k.shape[:-2], Hv)
     return taken if plan.factor == 1.0 else taken * plan.factor
 
 

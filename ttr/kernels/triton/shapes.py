@@ -5,6 +5,7 @@ Nothing here needs triton, and nothing branches on T or N: they may be symbolic.
 
 from __future__ import annotations
 
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ def power_of_two(d: int) -> int:
 
 
 class Sizes(NamedTuple):
-    """N sequences in `tokens` tokens, T at most in one; H key heads, HV value heads."""
+    """N sequences in `tokens` tokens, T at most in one; H key heads, HV value heads; a token is `steps` events."""
 
     N: int
     T: int
@@ -33,16 +34,26 @@ class Sizes(NamedTuple):
     HV: int
     dk: int
     dv: int
+    steps: int = 1
+
+    @property
+    def events(self) -> int:
+        return self.tokens * self.steps
 
     def slots(self, block: int, packed: bool) -> int:
-        """Blocks of `block` tokens in all sequences; packed, the most there can be."""
-        return self.tokens // block + self.N if packed else self.N * ceil_div(self.T, block)
+        """Blocks of `block` events in all sequences; packed, the most there can be."""
+        return self.events // block + self.N if packed else self.N * ceil_div(self.T * self.steps, block)
 
 
 def sizes_of(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Sizes:
     B, T, H, dk = q.shape
-    HV, dv = v.shape[2:]
-    return Sizes(B if cu_seqlens is None else cu_seqlens.shape[0] - 1, T, B * T, H, HV, dk, dv)
+    HV, dv = v.shape[-2:]
+    return Sizes(B if cu_seqlens is None else cu_seqlens.shape[0] - 1, T, B * T, H, HV, dk, dv, steps_of(v))
+
+
+def steps_of(v: Tensor) -> int:
+    """Of [B, T, Hv, dv] or [B, T, n, Hv, dv]; a number, also where T is a symbol."""
+    return index(v.shape[2]) if v.ndim == 5 else 1
 
 
 def saved(
@@ -54,12 +65,13 @@ def saved(
     """
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if gated:  # the summed log decays of every chunk
-        out["decays"] = (s.tokens, s.HV), torch.float64 if dtype == torch.float32 else torch.float32
+        out["decays"] = (s.events, s.HV), torch.float64 if dtype == torch.float32 else torch.float32
         out["bounds"] = (s.slots(config.chunk, packed) * s.HV,), torch.float32  # log2 of the most that a chunk leaves of a state
     if erase:  # of every chunk its triangular system, inverted, and its queries on its keys, decayed
-        out["inverse"] = out["reads"] = (s.tokens, s.HV, config.chunk), dtype
+        out["inverse"] = (s.events, s.HV, config.chunk), dtype
+        out["reads"] = (s.tokens, s.HV, config.chunk), dtype
     if save and erase:
-        out["error"] = (s.tokens, s.HV, s.dv), dtype
+        out["error"] = (s.events, s.HV, s.dv), dtype
     if save and gated and learned:  # [blocks of chunks, Hv]: the state before the last chunk of each
         out["checkpoints"] = (s.slots(config.chunk * config.every, packed) * s.HV, s.dk, s.dv), dtype
     # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or log decay

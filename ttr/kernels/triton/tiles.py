@@ -10,30 +10,30 @@ LEAST_LOG_DECAY = tl.constexpr(-110.0)  # exp of it is zero in float32; keeps -i
 
 
 @triton.jit
-def sequence(cu_seqlens, n, T, PACKED: tl.constexpr):
-    """First token (int64) and length of sequence n."""
+def sequence(cu_seqlens, n, T, PACKED: tl.constexpr, STEPS: tl.constexpr = 1):
+    """First token (int64) and length of sequence n, counted in events where a token is STEPS of them."""
     if PACKED:
         first = tl.load(cu_seqlens + n).to(tl.int64)
-        return first, (tl.load(cu_seqlens + n + 1) - first).to(tl.int32)
+        return first * STEPS, (tl.load(cu_seqlens + n + 1) - first).to(tl.int32) * STEPS
     else:
-        return n.to(tl.int64) * T, T
+        return n.to(tl.int64) * T * STEPS, T * STEPS
 
 
 @triton.jit
 def scanned(
     cu_seqlens, T, segments, segment_chunks,
-    TILES: tl.constexpr, SKIPPED: tl.constexpr, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+    TILES: tl.constexpr, SKIPPED: tl.constexpr, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, STEPS: tl.constexpr = 1,
 ):  # fmt: skip
     """What a scan's program goes over; its grid is (sequences x value heads x TILES, segments but the first SKIPPED).
 
-    The tile, the segment, the sequence and the head; the sequence's first token, length and chunks; the segment's first
+    The tile, the segment, the sequence and the head; the sequence's first event, length and chunks; the segment's first
     chunk and the one behind its last; the segment's place among all states.
     """
     tile = tl.program_id(0) % TILES
     segment = tl.program_id(1) + SKIPPED
     n = tl.program_id(0) // TILES // HV
     head = tl.program_id(0) // TILES % HV
-    first, length = sequence(cu_seqlens, n, T, PACKED)
+    first, length = sequence(cu_seqlens, n, T, PACKED, STEPS)
     chunks = tl.cdiv(length, C)
     begin = segment * segment_chunks
     end = tl.minimum(begin + segment_chunks, chunks)
@@ -41,32 +41,32 @@ def scanned(
 
 
 @triton.jit
-def first_slot(cu_seqlens, n, T, L: tl.constexpr, PACKED: tl.constexpr):
-    """Where the blocks of L tokens of sequence n begin among those of all sequences.
+def first_slot(cu_seqlens, n, T, L: tl.constexpr, PACKED: tl.constexpr, STEPS: tl.constexpr = 1):
+    """Where the blocks of L events of sequence n begin among those of all sequences.
 
     floor(first / L) + n leaves room for every ceil(length / L) before it, so nobody has to count blocks on the host.
     """
     if PACKED:
-        return tl.load(cu_seqlens + n).to(tl.int32) // L + n
+        return tl.load(cu_seqlens + n).to(tl.int32) * STEPS // L + n
     else:
-        return n * tl.cdiv(T, L)
+        return n * tl.cdiv(T * STEPS, L)
 
 
 @triton.jit
-def locate(cu_seqlens, slot, N, T, L: tl.constexpr, PACKED: tl.constexpr):
+def locate(cu_seqlens, slot, N, T, L: tl.constexpr, PACKED: tl.constexpr, STEPS: tl.constexpr = 1):
     """The sequence a slot belongs to, and the block's place in it (it may lie behind the sequence's end)."""
     if PACKED:
         low = 0
         high = N
         while high - low > 1:
             middle = (low + high) // 2
-            if tl.load(cu_seqlens + middle).to(tl.int32) // L + middle <= slot:
+            if tl.load(cu_seqlens + middle).to(tl.int32) * STEPS // L + middle <= slot:
                 low = middle
             else:
                 high = middle
-        return low, slot - first_slot(cu_seqlens, low, T, L, PACKED)
+        return low, slot - first_slot(cu_seqlens, low, T, L, PACKED, STEPS)
     else:
-        blocks = tl.cdiv(T, L)
+        blocks = tl.cdiv(T * STEPS, L)
         return slot // blocks, slot % blocks
 
 
@@ -103,8 +103,8 @@ def store_rows(base, token, x, i, valid, columns, stride, D: tl.constexpr, BLOCK
 
 @triton.jit
 def store_pairs(base, token, head, x, i, valid, HEADS: tl.constexpr, C: tl.constexpr):
-    """Write [C, C] as the rows of C tokens of [tokens, HEADS, C]."""
-    pointers = base + (token * HEADS + head) * C + i[:, None] * (HEADS * C) + i[None, :]
+    """Write rows of C numbers as those of some tokens of [tokens, HEADS, C]."""
+    pointers = base + (token * HEADS + head) * C + i[:, None] * (HEADS * C) + tl.arange(0, C)[None, :]
     tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None])
 
 

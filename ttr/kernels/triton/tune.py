@@ -16,6 +16,7 @@ from ...spec import spec as read_spec
 from . import configs
 from .configs import Arch, Config, Launch, ShapeClass
 from .eligible import capability_of, plan_of
+from .shapes import steps_of
 
 # what is tried for every field in turn, the others held at the best so far
 # (not `every`, which trades memory for accuracy; and no tile under 64: Triton 3.6 compiles those to illegal accesses on Hopper)
@@ -111,16 +112,17 @@ class _Call:
             return torch.randn(shape, generator=generator, device=device)
 
         plan, self.run = plan_of(spec, dv), run
-        self.q, self.v, self.do = (normal(B, T, *tail).to(dtype) for tail in ((H, dk), (Hv, dv), (Hv, dv)))
-        self.k = torch.nn.functional.normalize(normal(B, T, H, dk), dim=-1).to(dtype)
+        events = (B, T, spec.steps) if spec.steps > 1 else (B, T)
+        self.q, self.do, self.v = (normal(*x).to(dtype) for x in ((B, T, H, dk), (B, T, Hv, dv), (*events, Hv, dv)))
+        self.k = torch.nn.functional.normalize(normal(*events, H, dk), dim=-1).to(dtype)
         self.log_decay = None if not spec.gate.decays else -0.1 * normal(B, T, Hv).abs()
-        self.weight = None if spec.optimizer.step.value == 1.0 else normal(B, T, Hv).sigmoid()
+        self.weight = None if spec.optimizer.step.value == 1.0 else normal(*events, Hv).sigmoid()
         self.rule = Rule(plan.erase, plan.look_before, plan.read_before)
         self.arch = configs.arch_of(device)
 
     def results(self, config: Config) -> list[Tensor]:
-        heads, dv = self.v.shape[0] * self.v.shape[2], self.v.shape[3]
-        segments = configs.segments_of(self.arch, config, heads, dv, self.v.shape[1])
+        B, T, Hv, dv = self.do.shape
+        segments = configs.segments_of(self.arch, config, B * Hv, dv, T * steps_of(self.v))
         given = (self.q, self.k, self.v, self.log_decay, self.weight, None, None)
         o, last, saved = self.run.forward(*given, 0.1, self.rule, config, segments, True)
         gradients = self.run.backward(self.do, None, *given, saved, 0.1, self.rule, config, segments)

@@ -10,54 +10,85 @@ from ..tiles import LEAST_LOG_DECAY, LOG2E, load_block, locate, sequence
 @kernel("N T decay_stride")
 def cumulate_kernel(
     log_decay, decays, bounds, cu_seqlens, N, T, decay_stride,
-    HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
+    HV: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr, ERASE: tl.constexpr, WIDE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """decays: [tokens, Hv], the log2 of what is left of a chunk's start after each token. One chunk a program.
+    """decays: [events, Hv], the log2 of what is left of a chunk's start after each event. One chunk a program.
+
+    A token decays before the first of its STEPS events, and before no other.
 
     bounds: [chunks, Hv], the same after the last one (with ERASE there is more to it: `inverse_kernel`).
     """
-    n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED)
-    first, length = sequence(cu_seqlens, n, T, PACKED)
+    n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED, STEPS)
+    first, length = sequence(cu_seqlens, n, T, PACKED, STEPS)
     i = tl.arange(0, C)
     heads = tl.program_id(1) * BH + tl.arange(0, BH)
     valid = (chunk * C + i < length)[:, None] & (heads < HV)[None, :]
-    token = first + chunk * C
-    x = tl.load(log_decay + token * decay_stride + i[:, None] * decay_stride + heads[None, :], mask=valid, other=0.0)
+    event = first + chunk * C
+    if STEPS == 1:
+        x = tl.load(log_decay + event * decay_stride + i[:, None] * decay_stride + heads[None, :], mask=valid, other=0.0)
+    else:
+        token = ((event + i) // STEPS)[:, None]
+        decays_here = valid & ((event + i) % STEPS == 0)[:, None]
+        x = tl.load(log_decay + token * decay_stride + heads[None, :], mask=decays_here, other=0.0)
     x = tl.maximum(x.to(tl.float32), LEAST_LOG_DECAY)
     if WIDE:
         x = x.to(tl.float64)
-    tl.store(decays + (token + i[:, None]) * HV + heads[None, :], tl.cumsum(x * LOG2E, 0), mask=valid)
+    tl.store(decays + (event + i[:, None]) * HV + heads[None, :], tl.cumsum(x * LOG2E, 0), mask=valid)
     if not ERASE:
         tl.store(bounds + tl.program_id(0).to(tl.int64) * HV + heads, tl.sum(x * LOG2E, 0).to(tl.float32), mask=heads < HV)
 
 
 @triton.jit
-def sum_of_tiles(base, tokens, at, valid, HV: tl.constexpr, TILES: tl.constexpr):
-    """[C, heads] of [tiles, tokens, Hv]."""
-    between = tokens.to(tl.int64) * HV
+def sum_of_tiles(base, events, at, valid, HV: tl.constexpr, TILES: tl.constexpr):
+    """[C, heads] of [tiles, events, Hv]."""
+    between = events.to(tl.int64) * HV
     total = tl.load(base + at, mask=valid, other=0.0)
     for tile in tl.static_range(1, TILES):
         total += tl.load(base + tile * between + at, mask=valid, other=0.0)
     return total
 
 
-@kernel("N T tokens")
-def decay_gradient_kernel(
-    taken, unseen, given, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, tokens,
-    HV: tl.constexpr, READERS: tl.constexpr, WRITERS: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr,
-    STARTED: tl.constexpr, UNSEEN: tl.constexpr, PACKED: tl.constexpr,
-):  # fmt: skip
-    """dlog_decay_t = what is read from token t on (after its own decay) of what was written before it. A block a program.
+@triton.jit
+def sum_of_asked(asked, events, event, heads, valid, HV: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr, READ_BEFORE: tl.constexpr):
+    """[C, heads] of [tiles, tokens, Hv]: each token's at the event it reads at, elsewhere 0."""
+    READ: tl.constexpr = (STEPS - 1) * (not READ_BEFORE)
+    at = (event // STEPS)[:, None] * HV + heads[None, :]
+    return sum_of_tiles(asked, events // STEPS, at, valid & (event % STEPS == READ)[:, None], HV, TILES)
 
-    Tokens from t on take (taken, of `readers`) of all before them; what they take of each other is known as given (of
+
+@triton.jit
+def net_of(
+    taken, asked, given, events, event, heads, valid,
+    HV: tl.constexpr, READERS: tl.constexpr, WRITERS: tl.constexpr, STEPS: tl.constexpr, ERASE: tl.constexpr, READ_BEFORE: tl.constexpr,
+):  # fmt: skip
+    """[C, heads]: what every event takes of earlier ones, less what later ones of its chunk take of it."""
+    at = event[:, None] * HV + heads[None, :]
+    if STEPS == 1:
+        net = sum_of_tiles(taken, events, at, valid, HV, READERS)
+    else:
+        net = sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
+        if ERASE:
+            net += sum_of_tiles(taken, events, at, valid, HV, READERS)
+    return net - sum_of_tiles(given, events, at, valid, HV, WRITERS)
+
+
+@kernel("N T events")
+def decay_gradient_kernel(
+    taken, unseen, asked, given, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, events,
+    HV: tl.constexpr, READERS: tl.constexpr, WRITERS: tl.constexpr, BH: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
+    EVERY: tl.constexpr, ERASE: tl.constexpr, STARTED: tl.constexpr, UNSEEN: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """dlog_decay = what is read from an event on (after its own decay) of what was written before it. A block a program.
+
+    Events from one on take (taken, asked, of `readers`) of all before them; what they take of each other is known as given (of
     `keys`: the same numbers, rounded the same, so a strong gate's small gradient is left). Out of the chunk: leaving. Past
     it as a whole: carried, known for the last chunk of every block and followed back from there, chunk by chunk, by what
     enters and leaves. The walk must end at what the block before it knows (at_start: [N, Hv], <S, D> of the initial state);
     what it misses by is rounding, and is spread over its steps.
     """
     slot = tl.program_id(0)
-    n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED)
-    first, length = sequence(cu_seqlens, n, T, PACKED)
+    n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED, STEPS)
+    first, length = sequence(cu_seqlens, n, T, PACKED, STEPS)
     chunks = tl.cdiv(length, C)
     begin = block * EVERY
     if begin >= chunks:
@@ -74,37 +105,45 @@ def decay_gradient_kernel(
         missed -= tl.load(at_start + n * HV + heads, mask=inside, other=0.0)
     for chunk in range(begin, end):
         valid = (chunk * C + i < length)[:, None] & inside[None, :]
-        at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
-        missed += tl.sum(sum_of_tiles(taken, tokens, at, valid, HV, READERS) - sum_of_tiles(given, tokens, at, valid, HV, WRITERS), 0)
+        event = first + chunk * C + i
+        at = event[:, None] * HV + heads[None, :]
+        missed += tl.sum(net_of(taken, asked, given, events, event, heads, valid, HV, READERS, WRITERS, STEPS, ERASE, READ_BEFORE), 0)
         earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)  # the chunk before is whole
-        missed -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, WRITERS), 0)
+        missed -= tl.sum(sum_of_tiles(leaving, events, at - C * HV, earlier, HV, WRITERS), 0)
     missed /= end - begin
     for step in range(0, end - begin):
         chunk = end - 1 - step
         valid = (chunk * C + i < length)[:, None] & inside[None, :]
-        at = (first + chunk * C + i)[:, None] * HV + heads[None, :]
-        net = sum_of_tiles(taken, tokens, at, valid, HV, READERS) - sum_of_tiles(given, tokens, at, valid, HV, WRITERS)
-        away = sum_of_tiles(leaving, tokens, at, valid, HV, WRITERS)
+        event = first + chunk * C + i
+        at = event[:, None] * HV + heads[None, :]
+        net = net_of(taken, asked, given, events, event, heads, valid, HV, READERS, WRITERS, STEPS, ERASE, READ_BEFORE)
+        away = sum_of_tiles(leaving, events, at, valid, HV, WRITERS)
         dg = tl.cumsum(net, 0, reverse=True) + tl.cumsum(away, 0) - away + (past - missed * step)[None, :]
         if UNSEEN:
-            dg -= sum_of_tiles(unseen, tokens, at, valid, HV, READERS)
+            dg -= sum_of_tiles(unseen, events, at, valid, HV, READERS)
         past += tl.sum(net, 0)
-        tl.store(dlog_decay + at, dg, mask=valid)
+        if STEPS == 1:
+            tl.store(dlog_decay + at, dg, mask=valid)
+        else:
+            if READ_BEFORE:
+                dg -= sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
+            token = (event // STEPS)[:, None] * HV + heads[None, :]
+            tl.store(dlog_decay + token, dg, mask=valid & (event % STEPS == 0)[:, None])
         earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)
-        past -= tl.sum(sum_of_tiles(leaving, tokens, at - C * HV, earlier, HV, WRITERS), 0)
+        past -= tl.sum(sum_of_tiles(leaving, events, at - C * HV, earlier, HV, WRITERS), 0)
 
 
 @kernel("N T")
 def carried_kernel(
     states, gradients, decays, carried, cu_seqlens, N, T,
-    HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr,
-    PACKED: tl.constexpr,
+    HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
+    EVERY: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """carried: [blocks, Hv], what passes the whole last chunk of every block: decay <S before it, D behind it>."""
     slot = tl.program_id(0)
     head = tl.program_id(1)
-    n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED)
-    first, length = sequence(cu_seqlens, n, T, PACKED)
+    n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED, STEPS)
+    first, length = sequence(cu_seqlens, n, T, PACKED, STEPS)
     chunks = tl.cdiv(length, C)
     if block * EVERY >= chunks:
         return

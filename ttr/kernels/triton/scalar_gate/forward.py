@@ -22,6 +22,7 @@ from ..tiles import (
     store_state,
     tokens_of,
 )
+from .reading import read_decays, readers_of, store_answers
 
 
 @kernel("blocks T scale segments segment_chunks weight_stride")
@@ -29,9 +30,9 @@ def forward_kernel(
     q, k, v, decays, bounds, weight, inverse, reads, start, o, error, checkpoints, last, transfer, cu_seqlens,
     blocks, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    EVERY: tl.constexpr, CHECKPOINT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, STARTED: tl.constexpr,
-    LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, LOCAL: tl.constexpr, SAVE: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    R: tl.constexpr, STEPS: tl.constexpr, EVERY: tl.constexpr, CHECKPOINT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr,
+    WEIGHTED: tl.constexpr, STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, LOCAL: tl.constexpr,
+    SAVE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of value channels of one head over one segment (segment_chunks chunks) of a sequence.
 
@@ -45,15 +46,16 @@ def forward_kernel(
     """
     TILES: tl.constexpr = (DV + BV - 1) // BV + ((DK + BV - 1) // BV if LOCAL and ERASE else 0)
     tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
-        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
+        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED, STEPS
     )
-    queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
+    origin = first // STEPS
+    queries = tokens_of(q, origin, head // (HV // H), length // STEPS, H, DK, R, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
     values_ = tokens_of(v, first, head, length, HV, DV, C, BV)
-    outs = tokens_of(o, first, head, length, HV, DV, C, BV)
+    outs = tokens_of(o, origin, head, length // STEPS, HV, DV, R, BV)
     if ERASE:
         systems = tokens_of(inverse, first, head, length, HV, C, C, C)
-        pairs_ = tokens_of(reads, first, head, length, HV, C, C, C)
+        pairs_ = tokens_of(reads, origin, head, length // STEPS, HV, C, R, C)
         if SAVE:
             errors = tokens_of(error, first, head, length, HV, DV, C, BV)
     if CHECKPOINT and not LOCAL:
@@ -64,7 +66,7 @@ def forward_kernel(
     state = tl.zeros([BV, BK], tl.float32)
     left = 0.0
     if LOCAL and GATED:
-        felt, left = remembered(bounds, head, first_slot(cu_seqlens, n, T, C, PACKED) + begin, end - begin, HV, False)
+        felt, left = remembered(bounds, head, first_slot(cu_seqlens, n, T, C, PACKED, STEPS) + begin, end - begin, HV, False)
     else:
         felt = end - begin
     if LOCAL and ERASE:
@@ -80,19 +82,18 @@ def forward_kernel(
         state = load_state(start + place * DK * DV, keys, values, DK, DV)
 
     for chunk in range(end - felt, end):
-        token = first + chunk * C
+        event = first + chunk * C
         valid = chunk * C + i < length
         key = keys_.load([chunk * C, 0])
         value = tl.trans(values_.load([chunk * C, tile * BV]))
         operand = key.dtype
-        G, before, whole = load_decays(decays, head, token, i, length - chunk * C, C, HV, GATED)
-        read = before if READ_BEFORE else G
+        G, before, whole = load_decays(decays, head, event, i, length - chunk * C, C, HV, GATED)
         look = before if LOOK_BEFORE else G
-        b = load_numbers(weight, head, token, i, valid, weight_stride, 1.0, WEIGHTED)
+        b = load_numbers(weight, head, event, i, valid, weight_stride, 1.0, WEIGHTED)
         past = state.to(operand)
         if CHECKPOINT and not LOCAL and (((chunk + 1) % EVERY == 0) | (chunk == chunks - 1)):
-            at = first_slot(cu_seqlens, n, T, C * EVERY, PACKED) + chunk // EVERY
-            states.store([at * HV + head, 0, tile * BV], tl.reshape(tl.trans(past), [1, BK, BV]))
+            slot = first_slot(cu_seqlens, n, T, C * EVERY, PACKED, STEPS) + chunk // EVERY
+            states.store([slot * HV + head, 0, tile * BV], tl.reshape(tl.trans(past), [1, BK, BV]))
         if ERASE:
             expected = product(past, tl.trans(key), PRECISION) * factor(look)[None, :]
             e = product((value.to(tl.float32) - expected).to(operand), tl.trans(systems.load([chunk * C, 0])), PRECISION)
@@ -104,15 +105,18 @@ def forward_kernel(
         write = (e * factor(whole - G)[None, :]).to(operand)
         state = tl.dot(write, key, acc=state * factor(whole), input_precision=PRECISION)
         if not LOCAL:
-            query = queries.load([chunk * C, 0])
+            row, at, reading = readers_of(chunk, length, C, R, STEPS, READ_BEFORE)
+            read = read_decays(decays, head, event, at, reading, G, before, HV, STEPS, GATED, READ_BEFORE)
+            query = queries.load([row, 0])
             out = product(past, tl.trans(query), PRECISION) * (factor(read) * scale)[None, :]
             if ERASE:
-                pairs = tl.trans(pairs_.load([chunk * C, 0]))  # [j, i]
+                pairs = tl.trans(pairs_.load([row, 0]))  # [j, i]
             else:
                 pairs = product(key, tl.trans(query), PRECISION) * scale
-                pairs *= pair_decay(read[None, :], G[:, None], i[None, :], i[:, None], READ_BEFORE)
+                pairs *= pair_decay(read[None, :], G[:, None], at[None, :], i[:, None], READ_BEFORE)
             out = tl.dot(e.to(operand), pairs.to(operand), acc=out, input_precision=PRECISION)
-            outs.store([chunk * C, tile * BV], tl.trans(out.to(operand)))
+            answers = tl.trans(out.to(operand))
+            store_answers(outs, o + head * DV, origin, row, tile * BV, answers, reading, HV * DV, DV, BV, C, R, STEPS)
 
     if LOCAL:
         if ERASE and tile >= tl.cdiv(DV, BV):

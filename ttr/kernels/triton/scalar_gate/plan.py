@@ -57,6 +57,7 @@ def kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule: Rule, config: Co
     )  # fmt: skip
 
 
+CHUNK = ("C", "R", "STEPS")
 RULE = ("GATED", "WEIGHTED", "LOOK_BEFORE", "READ_BEFORE", "PACKED", "PRECISION")
 
 
@@ -70,9 +71,11 @@ class Plan:
         s, self.kind, self.config, self.learned = kind.sizes, kind, kind.config, learned and kind.log_decay is not None
         self.erase, self.gated = kind.rule.erase, kind.log_decay is not None
         self.dk, self.dv = (max(16, power_of_two(d)) for d in (s.dk, s.dv))
-        self.segment_chunks = ceil_div(ceil_div(s.T, self.config.chunk), kind.segments)
-        self.decay_stride, self.weight_stride = (s.HV if axes == 3 else 0 for axes in (kind.log_decay, kind.weight))
+        self.segment_chunks = ceil_div(ceil_div(s.T * s.steps, self.config.chunk), kind.segments)
+        self.decay_stride, self.weight_stride = (s.HV if axes in (3, 4) else 0 for axes in (kind.log_decay, kind.weight))
         self.chunks, self.blocks = (s.slots(self.config.chunk * n, kind.packed) for n in (1, self.config.every))
+        # of tokens that read in a chunk; the smallest a product takes is 16
+        self.rows = self.config.chunk if s.steps == 1 else max(16, power_of_two(ceil_div(self.config.chunk, s.steps)))
         self.few_heads = min(16, power_of_two(s.HV))
         # a weight below it cannot be divided out again
         self.least_weight = 2.0**-14 if kind.dtype == torch.float16 else 1e-30
@@ -80,13 +83,14 @@ class Plan:
         self.kept = saved(
             s, kind.dtype, self.config, kind.room, erase=self.erase, gated=self.gated, learned=learned, packed=kind.packed, save=save
         )
-        self.hidden = kind.rule.read_before or (self.erase and kind.rule.look_before)
+        self.hidden = (kind.rule.read_before and s.steps == 1) or (self.erase and kind.rule.look_before)
 
     def constants(self, *names: str, **more: Any) -> dict[str, Any]:
         """The tl.constexpr parameters that several kernels have, those of them that are named, and more."""
         kind, s = self.kind, self.kind.sizes
         known = {
-            "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.dk, "BV": self.dv, "C": self.config.chunk, "EVERY": self.config.every,
+            "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.dk, "BV": self.dv, "C": self.config.chunk,
+            "R": self.rows, "STEPS": s.steps, "EVERY": self.config.every,
             "ERASE": self.erase, "GATED": self.gated, "WEIGHTED": kind.weight is not None, "LOOK_BEFORE": kind.rule.look_before,
             "READ_BEFORE": kind.rule.read_before, "PACKED": kind.packed, "BH": self.few_heads, "LEAST_WEIGHT": self.least_weight,
             "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32",
@@ -97,17 +101,19 @@ class Plan:
         """A kernel that goes over chunks, a tile of `width` channels a program."""
         launch, s = getattr(self.config, field), self.kind.sizes
         grid = ceil_div(width, launch.tile) * s.N * s.HV, segments
-        constants = self.constants("H", "HV", "DK", "DV", "BK", "BV", "C", "ERASE", *RULE, *names)
+        constants = self.constants("H", "HV", "DK", "DV", "BK", "BV", *CHUNK, "ERASE", *RULE, *names)
         return kernel.bind(grid, launch.warps, launch.stages, **constants | more)
 
     @cached_property
     def cumulate(self) -> Bound:
         grid = self.chunks, ceil_div(self.kind.sizes.HV, self.few_heads)
-        return cumulate_kernel.bind(grid, 4, **self.constants("HV", "BH", "C", "ERASE", "PACKED", WIDE=self.kind.dtype == torch.float32))
+        return cumulate_kernel.bind(
+            grid, 4, **self.constants("HV", "BH", "C", "STEPS", "ERASE", "PACKED", WIDE=self.kind.dtype == torch.float32)
+        )
 
     @cached_property
     def inverse(self) -> Bound:
-        launch, names = self.config.inverse, ("H", "HV", "DK", "BK", "C", *RULE)
+        launch, names = self.config.inverse, ("H", "HV", "DK", "BK", *CHUNK, *RULE)
         return inverse_kernel.bind((self.chunks, self.kind.sizes.H), launch.warps, launch.stages, **self.constants(*names))
 
     def join(self, started: bool, backward: bool) -> Bound:
@@ -159,11 +165,15 @@ class Backward(Plan):
         s, dtype = self.kind.sizes, self.kind.dtype
         out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         if self.erase:
-            out["read_pairs"] = out["look_pairs"] = (s.tokens, s.HV, self.config.chunk), dtype
+            out["read_pairs"] = (s.tokens, s.HV, self.config.chunk), dtype
+            out["look_pairs"] = (s.events, s.HV, self.config.chunk), dtype
         if self.learned:  # partial sums per tile of key channels
-            out["taken"] = (self.reader_tiles, s.tokens, s.HV), torch.float32
-            out["given"] = out["leaving"] = (self.writer_tiles, s.tokens, s.HV), torch.float32
+            out["given"] = out["leaving"] = (self.writer_tiles, s.events, s.HV), torch.float32
             out["carried"] = (self.blocks, s.HV), torch.float32
+            if self.erase or s.steps == 1:
+                out["taken"] = (self.reader_tiles, s.events, s.HV), torch.float32
+            if s.steps > 1:
+                out["asked"] = (self.reader_tiles, s.tokens, s.HV), torch.float32
             if self.hidden:
                 out["unseen"] = out["taken"]
         return out
@@ -187,13 +197,13 @@ class Backward(Plan):
 
     @cached_property
     def pairs(self) -> Bound:
-        launch, names = self.config.pairs, ("HV", "DV", "BV", "C", "LEAST_WEIGHT", *RULE)
+        launch, names = self.config.pairs, ("HV", "DV", "BV", *CHUNK, "LEAST_WEIGHT", *RULE)
         return pairs_kernel.bind((self.chunks, self.kind.sizes.HV), launch.warps, launch.stages, **self.constants(*names))
 
     @cached_property
     def weigh(self) -> Bound:
         s, rows = self.kind.sizes, 32
-        return weigh_kernel.bind((ceil_div(s.tokens, rows), s.HV), 4, **self.constants("HV", "DV", "BV", ROWS=rows))
+        return weigh_kernel.bind((ceil_div(s.events, rows), s.HV), 4, **self.constants("HV", "DV", "BV", ROWS=rows))
 
     @cached_property
     def readers(self) -> Bound:
@@ -210,12 +220,14 @@ class Backward(Plan):
 
     @cached_property
     def carried(self) -> Bound:
-        constants = self.constants("HV", "DK", "DV", "BK", "C", "EVERY", "PACKED", BV=min(self.dv, 64))
+        constants = self.constants("HV", "DK", "DV", "BK", "C", "STEPS", "EVERY", "PACKED", BV=min(self.dv, 64))
         return carried_kernel.bind((self.blocks, self.kind.sizes.HV), 4, **constants)
 
     @cached_property
     def decay_gradient(self) -> Bound:
-        constants = self.constants("HV", "BH", "C", "EVERY", "PACKED", READERS=self.reader_tiles, WRITERS=self.writer_tiles)
+        constants = self.constants(
+            "HV", "BH", "C", "STEPS", "EVERY", "ERASE", "READ_BEFORE", "PACKED", READERS=self.reader_tiles, WRITERS=self.writer_tiles
+        )
         constants |= {"STARTED": self.kind.initial, "UNSEEN": self.hidden}
         return decay_gradient_kernel.bind((self.blocks, ceil_div(self.kind.sizes.HV, self.few_heads)), 4, **constants)
 

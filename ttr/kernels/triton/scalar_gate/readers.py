@@ -12,71 +12,79 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..tiles import factor, load_decays, load_numbers, load_rows, load_state, pair_decay, product, scanned, tokens_of
+from .reading import read_decays, readers_of, store_answers
 
 
-@kernel("tokens T scale segments segment_chunks weight_stride")
+@kernel("events T scale segments segment_chunks weight_stride")
 def readers_kernel(
-    q, k, error, do, dv, reads, looks, decays, weight, start, dq, dk, taken, unseen, cu_seqlens,
-    tokens, T, scale, segments, segment_chunks, weight_stride,
+    q, k, error, do, dv, reads, looks, decays, weight, start, dq, dk, taken, unseen, asked, cu_seqlens,
+    events, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
+    R: tl.constexpr, STEPS: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr, WEIGHTED: tl.constexpr,
     STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One tile of key channels of one value head over one segment. dq, and with ERASE dk: [tokens, Hv, dk].
+    """One tile of key channels of one value head over one segment. dq: [tokens, Hv, dk], and with ERASE dk: [events, Hv, dk].
 
     reads, looks: of `pairs_kernel`, with ERASE. STAGES: also for the loads that no product takes, or None to leave those alone.
-    LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, tokens, Hv]: what every token takes of
+    LEARNED: for the gradient of the log decay, partial sums per tile, [tiles, events, Hv]: what every event takes of
     earlier ones less what the looks inside the chunk take of it (taken), and how much of that its own decay never saw (unseen).
+    With several STEPS these are of the looks alone; what the reads take is apart (asked, [tiles, tokens, Hv]).
     """
     TILES: tl.constexpr = (DK + BK - 1) // BK
     tile, _segment, _n, head, first, length, _chunks, begin, end, place = scanned(
-        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED
+        cu_seqlens, T, segments, segment_chunks, TILES, 0, HV, C, PACKED, STEPS
     )
+    origin = first // STEPS
     keys = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
-    outs = tokens_of(do, first, head, length, HV, DV, C, BV)
+    outs = tokens_of(do, origin, head, length // STEPS, HV, DV, R, BV)
     errors = tokens_of(error, first, head, length, HV, DV, C, BV)
-    dqs = tokens_of(dq, first, head, length, HV, DK, C, BK)
+    dqs = tokens_of(dq, origin, head, length // STEPS, HV, DK, R, BK)
     if LEARNED and not ERASE:
-        queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
+        queries = tokens_of(q, origin, head // (HV // H), length // STEPS, H, DK, R, BK)
     if ERASE:
-        read_pairs = tokens_of(reads, first, head, length, HV, C, C, C)
+        read_pairs = tokens_of(reads, origin, head, length // STEPS, HV, C, R, C)
         look_pairs = tokens_of(looks, first, head, length, HV, C, C, C)
         values = tokens_of(dv, first, head, length, HV, DV, C, BV)
         dks = tokens_of(dk, first, head, length, HV, DK, C, BK)
-    between = tokens.to(tl.int64) * HV
+    between = events.to(tl.int64) * HV
     t = tl.arange(0, C)
     state = tl.zeros([BV, BK], tl.float32)
     if STARTED:
         state = load_state(start + place * DK * DV, tile * BK + tl.arange(0, BK), tl.arange(0, BV), DK, DV)
     for chunk in tl.range(begin, end, num_stages=STAGES):
-        token = first + chunk * C
+        event = first + chunk * C
         valid = chunk * C + t < length
-        here = (token + t) * HV + head
+        here = (event + t) * HV + head
+        row, at, reading = readers_of(chunk, length, C, R, STEPS, READ_BEFORE)
         key = keys.load([chunk * C, tile * BK])
-        out = outs.load([chunk * C, 0])
+        out = outs.load([row, 0])
         e = errors.load([chunk * C, 0])
         operand = key.dtype
-        G, before, whole = load_decays(decays, head, token, t, length - chunk * C, C, HV, GATED)
-        read = before if READ_BEFORE else G
+        G, before, whole = load_decays(decays, head, event, t, length - chunk * C, C, HV, GATED)
+        read = read_decays(decays, head, event, at, reading, G, before, HV, STEPS, GATED, READ_BEFORE)
         look = before if LOOK_BEFORE else G
-        b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
+        b = load_numbers(weight, head, event, t, valid, weight_stride, 1.0, WEIGHTED)
         if LEARNED and ERASE:
-            query = load_rows(q + head // (HV // H) * DK, token, t, valid, tile * BK + tl.arange(0, BK), H * DK, DK, BK)
+            columns = tile * BK + tl.arange(0, BK)
+            query = load_rows(q + head // (HV // H) * DK, origin + row, tl.arange(0, R), reading, columns, H * DK, DK, BK)
         past = state.to(operand)
         x = product(out, past, PRECISION) * (factor(read) * scale)[:, None]
         if ERASE:
-            pairs = read_pairs.load([chunk * C, 0])
+            pairs = read_pairs.load([row, 0])
         else:
             pairs = product(out, tl.trans(e), PRECISION) * (b * scale)[None, :]
-            pairs *= pair_decay(read[:, None], G[None, :], t[:, None], t[None, :], READ_BEFORE)
+            pairs *= pair_decay(read[:, None], G[None, :], at[:, None], t[None, :], READ_BEFORE)
         x = tl.dot(pairs.to(operand), key, acc=x, input_precision=PRECISION)
-        dqs.store([chunk * C, tile * BK], x.to(operand))
+        store_answers(dqs, dq + head * DK, origin, row, tile * BK, x.to(operand), reading, HV * DK, DK, BK, C, R, STEPS)
         if LEARNED:
             if not ERASE:  # late: registers are short before
-                query = queries.load([chunk * C, tile * BK])
+                query = queries.load([row, tile * BK])
             net = tl.sum(x * query.to(tl.float32), 1)
-            if READ_BEFORE:
+            if STEPS > 1:
+                places = tile * (between // STEPS) + (origin + row + tl.arange(0, R)) * HV + head
+                tl.store(asked + places, net, mask=reading)
+            elif READ_BEFORE:
                 hidden = net
         if ERASE:
             pairs = look_pairs.load([chunk * C, 0])
@@ -85,16 +93,17 @@ def readers_kernel(
             given = product(tl.trans(pairs), key, PRECISION)
             dks.store([chunk * C, tile * BK], (x + given).to(operand))
             if LEARNED:
-                net += tl.sum((x - given) * key.to(tl.float32), 1)
+                own = tl.sum((x - given) * key.to(tl.float32), 1)
+                net = own if STEPS > 1 else net + own
                 if LOOK_BEFORE:
                     looked = tl.sum(x * key.to(tl.float32), 1)
-                    if READ_BEFORE:
+                    if READ_BEFORE and STEPS == 1:
                         hidden += looked
                     else:
                         hidden = looked
-        if LEARNED:
+        if LEARNED and (ERASE or STEPS == 1):
             tl.store(taken + tile * between + here, net, mask=valid)
-            if READ_BEFORE or (ERASE and LOOK_BEFORE):
+            if (READ_BEFORE and STEPS == 1) or (ERASE and LOOK_BEFORE):
                 tl.store(unseen + tile * between + here, hidden, mask=valid)
         write = (key.to(tl.float32) * (b * factor(whole - G))[:, None]).to(operand)
         state = tl.dot(tl.trans(e), write, acc=state * factor(whole), input_precision=PRECISION)

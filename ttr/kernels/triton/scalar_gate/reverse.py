@@ -22,6 +22,7 @@ from ..tiles import (
     store_state,
     tokens_of,
 )
+from .reading import only, read_decays, readers_of
 
 
 @kernel("blocks T scale segments segment_chunks weight_stride")
@@ -29,9 +30,9 @@ def reverse_kernel(
     q, k, decays, bounds, weight, inverse, reads, do, end_gradient, dv, checkpoints, first_gradient, cu_seqlens,
     blocks, T, scale, segments, segment_chunks, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
-    WEIGHTED: tl.constexpr, FIRST: tl.constexpr, STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
-    LOCAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    R: tl.constexpr, STEPS: tl.constexpr, EVERY: tl.constexpr, LEAST_WEIGHT: tl.constexpr, ERASE: tl.constexpr, GATED: tl.constexpr,
+    LEARNED: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, STARTED: tl.constexpr, LOOK_BEFORE: tl.constexpr,
+    READ_BEFORE: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of value channels of one head over one segment, backwards.
 
@@ -41,14 +42,15 @@ def reverse_kernel(
     """
     TILES: tl.constexpr = (DV + BV - 1) // BV
     tile, segment, n, head, first, length, chunks, begin, end, place = scanned(
-        cu_seqlens, T, segments, segment_chunks, TILES, 1 if LOCAL else 0, HV, C, PACKED
+        cu_seqlens, T, segments, segment_chunks, TILES, 1 if LOCAL else 0, HV, C, PACKED, STEPS
     )  # LOCAL: the first segment is nobody's future
-    queries = tokens_of(q, first, head // (HV // H), length, H, DK, C, BK)
+    origin = first // STEPS
+    queries = tokens_of(q, origin, head // (HV // H), length // STEPS, H, DK, R, BK)
     keys_ = tokens_of(k, first, head // (HV // H), length, H, DK, C, BK)
-    outs = tokens_of(do, first, head, length, HV, DV, C, BV)
+    outs = tokens_of(do, origin, head, length // STEPS, HV, DV, R, BV)
     if ERASE:
         systems = tokens_of(inverse, first, head, length, HV, C, C, C)
-        pairs_ = tokens_of(reads, first, head, length, HV, C, C, C)
+        pairs_ = tokens_of(reads, origin, head, length // STEPS, HV, C, R, C)
     if LEARNED and not LOCAL:
         states = states_of(checkpoints, blocks * HV, DK, DV, BK, BV)
     if not LOCAL:
@@ -61,23 +63,24 @@ def reverse_kernel(
         gradient = load_state(end_gradient + place * DK * DV, keys, values, DK, DV)
 
     if LOCAL and GATED:
-        felt, _left = remembered(bounds, head, first_slot(cu_seqlens, n, T, C, PACKED) + begin, end - begin, HV, True)
+        felt, _left = remembered(bounds, head, first_slot(cu_seqlens, n, T, C, PACKED, STEPS) + begin, end - begin, HV, True)
         end = begin + felt
 
     for step in range(0, end - begin):
         chunk = end - 1 - step
-        token = first + chunk * C
+        event = first + chunk * C
         valid = chunk * C + i < length
         key = keys_.load([chunk * C, 0])
-        query = queries.load([chunk * C, 0])
-        out = tl.trans(outs.load([chunk * C, tile * BV]))
+        row, at, reading = readers_of(chunk, length, C, R, STEPS, READ_BEFORE)
+        query = queries.load([row, 0])
+        out = tl.trans(outs.load([row, tile * BV]))
         operand = key.dtype
-        G, before, whole = load_decays(decays, head, token, i, length - chunk * C, C, HV, GATED)
-        read = before if READ_BEFORE else G
+        G, before, whole = load_decays(decays, head, event, i, length - chunk * C, C, HV, GATED)
+        read = read_decays(decays, head, event, at, reading, G, before, HV, STEPS, GATED, READ_BEFORE)
         look = before if LOOK_BEFORE else G
-        b = load_numbers(weight, head, token, i, valid, weight_stride, 1.0, WEIGHTED)
+        b = load_numbers(weight, head, event, i, valid, weight_stride, 1.0, WEIGHTED)
         if LEARNED and not LOCAL and (((chunk + 1) % EVERY == 0) | (chunk == chunks - 1)):
-            slot = first_slot(cu_seqlens, n, T, C * EVERY, PACKED).to(tl.int64) + chunk // EVERY
+            slot = first_slot(cu_seqlens, n, T, C * EVERY, PACKED, STEPS).to(tl.int64) + chunk // EVERY
             checkpoint = tl.reshape(tl.trans(gradient.to(operand)), [1, BK, BV])
             states.store([(slot * HV + head).to(tl.int32), 0, tile * BV], checkpoint)
         future = gradient.to(operand)
@@ -85,10 +88,10 @@ def reverse_kernel(
         read_out = (out.to(tl.float32) * (factor(read) * scale)[None, :]).to(operand)
         gradient = tl.dot(read_out, query, acc=gradient * factor(whole), input_precision=PRECISION)
         if ERASE:
-            pairs = pairs_.load([chunk * C, 0])  # [i, j]
+            pairs = only(pairs_.load([row, 0]), reading, C, R, STEPS)  # [i, j]
         else:
             pairs = product(query, tl.trans(key), PRECISION) * scale
-            pairs *= pair_decay(read[:, None], G[None, :], i[:, None], i[None, :], READ_BEFORE)
+            pairs *= pair_decay(read[:, None], G[None, :], at[:, None], i[None, :], READ_BEFORE)
         y = tl.dot(out, pairs.to(operand), acc=y, input_precision=PRECISION)
         if ERASE:
             if WEIGHTED:  # the gradient of the weight comes of dv, divided by it

@@ -11,7 +11,7 @@ from .plan import Rule, backward_plan, forward_plan, kind_of
 
 # the arrays of `shapes.saved` and of `Backward.work`; a call has some of them
 KEPT = "decays", "bounds", "inverse", "reads", "error", "checkpoints"
-WORK = "read_pairs", "look_pairs", "taken", "given", "leaving", "unseen", "carried"
+WORK = "read_pairs", "look_pairs", "taken", "given", "leaving", "unseen", "asked", "carried"
 
 
 def forward(
@@ -25,7 +25,7 @@ def forward(
     s = p.kind.sizes
     buffer = p.kept.make(q)
     kept = p.kept.arrays(buffer)
-    o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
+    o, last = q.new_empty((*q.shape[:2], s.HV, s.dv)), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     decays, bounds, inverse, reads, error, checkpoints = (kept.get(name) for name in KEPT)
     if p.gated:
         p.cumulate(log_decay, decays, bounds, cu_seqlens, s.N, s.T, p.decay_stride)
@@ -71,30 +71,31 @@ def backward(
     p.whole(*inputs, end, dv, gradients, first, cu_seqlens, p.blocks, *scanned)
     buffer = p.work.make(q)
     work = p.work.arrays(buffer)
-    read_pairs, look_pairs, taken, given, leaving, unseen, carried = (work.get(name) for name in WORK)
+    read_pairs, look_pairs, taken, given, leaving, unseen, asked, carried = (work.get(name) for name in WORK)
     if learned:
         p.carried(checkpoints, gradients, decays, carried, cu_seqlens, s.N, s.T)
     del gradients  # before dq and dk are there
 
-    per_token = (*q.shape[:2], s.HV)
-    dweight = None if weight is None else empty(per_token, dtype=torch.float32)
+    per_token, per_event = (*q.shape[:2], s.HV), v.shape[:-1]
+    dweight = None if weight is None else empty(per_event, dtype=torch.float32)
     written = v
     if rule.erase:
         written = error
         p.pairs(written, do, dv, decays, weight, read_pairs, look_pairs, dweight, cu_seqlens, s.N, s.T, scale, p.weight_stride)
     elif weight is not None:
         written = torch.empty_like(v)
-        p.weigh(v, weight, dv, dweight, written, s.tokens, p.weight_stride)
+        p.weigh(v, weight, dv, dweight, written, s.events, p.weight_stride)
 
-    dq, dk = (empty((*per_token, s.dk)) for _ in range(2))
-    p.readers(q, k, written, do, dv, read_pairs, look_pairs, decays, weights, start, dq, dk, taken, unseen, cu_seqlens, s.tokens, *scanned)
-    p.keys(q, k, written, dv, do, read_pairs, decays, weights, end, dk, given, leaving, cu_seqlens, s.tokens, *scanned)
+    dq, dk = (empty((*lead, s.dk)) for lead in (per_token, per_event))
+    inputs = q, k, written, do, dv, read_pairs, look_pairs, decays, weights
+    p.readers(*inputs, start, dq, dk, taken, unseen, asked, cu_seqlens, s.events, *scanned)
+    p.keys(q, k, written, dv, do, read_pairs, decays, weights, end, dk, given, leaving, cu_seqlens, s.events, *scanned)
 
     dlog_decay = None
     if learned:
         dlog_decay = empty(per_token, dtype=torch.float32)
         at_start = None if initial is None else (initial * first).sum((2, 3))
-        p.decay_gradient(taken, unseen, given, leaving, carried, at_start, dlog_decay, cu_seqlens, s.N, s.T, s.tokens)
+        p.decay_gradient(taken, unseen, asked, given, leaving, carried, at_start, dlog_decay, cu_seqlens, s.N, s.T, s.events)
     if s.HV != s.H:
-        dq, dk = (x.unflatten(2, (s.H, -1)).sum(3) for x in (dq, dk))
+        dq, dk = (x.unflatten(-2, (s.H, -1)).sum(-2) for x in (dq, dk))
     return dq, dk, dv, dlog_decay, dweight, first
