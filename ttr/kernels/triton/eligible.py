@@ -57,6 +57,8 @@ def why_not_triton(spec) -> str | None:
     from ...choice import why_nonlinear
     from ...lowering import is_linear
 
+    if spec.regressor.family == "least_squares":
+        return _why_not_least_squares(spec)
     if spec.regressor.family != "trained":
         return f"regressor {spec.regressor.kind!r} has paths of its own"
     if spec.mini_batch != 1:
@@ -78,6 +80,17 @@ def why_not_triton(spec) -> str | None:
     if others:
         return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
     return _why_not_probed(spec)
+
+
+def _why_not_least_squares(spec) -> str | None:
+    """The same for least squares (`least_squares`)."""
+    if spec.optimizer.kind != "cg":
+        return f"optimizer {spec.optimizer.kind!r} solves exactly; the kernels solve by conjugate gradients (optimizer 'cg')"
+    if spec.regressor.ridge_decays:
+        return "regressor.ridge_decays=true: the kernels take one ridge for all tokens"
+    if spec.gate.per_key:
+        return f"gate {spec.gate.kind!r} decays every key channel by itself; the kernels take one decay a head"
+    return None
 
 
 def _why_not_mini_batches(spec) -> str | None:
