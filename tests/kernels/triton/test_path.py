@@ -21,7 +21,7 @@ PRESETS = {
     "rwkv7": "optimizer.write_key='separate'",
     "deltaproduct": "optimizer.steps=3", "gated_deltaproduct": "optimizer.steps=2",
     "longhorn": "step is per value", "momentum_deltanet": "carries 1 more slot(s)",
-    "mesa": "regressor 'least_squares' has paths of its own", "mesanet": "regressor 'least_squares' has paths of its own",
+    "mesa": "optimizer 'rls' solves exactly", "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": "regressor 'mlp' is not one linear layer", "ttt_linear": KERNEL, "ttt_mlp": "regressor 'mlp' is not one linear layer",
     "lact": "optimizer.accumulate=true",

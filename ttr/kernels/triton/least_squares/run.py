@@ -209,7 +209,22 @@ def forward(
 
 
 def backward(
-    do, dlast_G, dlast_H, q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens, x, saved, form: Form, learned: bool,
+    do,
+    dlast_G,
+    dlast_H,
+    q,
+    k,
+    v,
+    log_decay,
+    weight,
+    ridge,
+    first_G,
+    first_H,
+    cu_seqlens,
+    x,
+    saved,
+    form: Form,
+    learned: bool,
     chosen: Options | None = None,
 ):
     """dq, dk, dv, dlog_decay, dweight, dridge, and of the first G and H; None for what was not given."""
