@@ -64,7 +64,8 @@ def _select(spec, path: str, short: int | None, device, dtype, dk, dv, capabilit
     if path == "auto":
         if short is not None and "recurrent" in possible:
             return "recurrent", f"{short} tokens: {possible['recurrent']}"
-        if device not in (None, "cpu") and best != "triton" and (is_linear(spec) or best == "dual"):
+        told = is_linear(spec) or best == "dual" or spec.regressor.family == "least_squares"
+        if device not in (None, "cpu") and best != "triton" and told:
             why += f"; no Triton kernel: {why_not_kernels(spec, device=device, **known)}"
         return best, why
     if path not in NAMES:

@@ -139,7 +139,8 @@ def solves(dk: int, itemsize: int) -> list[tuple]:
             dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
             q, numbers, H_0 = torch.empty(B, T, H, dk, dtype=dtype), torch.empty(B, T, H), torch.empty(B, H, dk, dk)
             form = least_squares.Form(1.0, 30, 0.0, False)
-            p = least_squares.plan(least_squares.kind_of(q, q, numbers, numbers, H_0, None, form.before, None))
+            kind = least_squares.kind_of(q, q, numbers, numbers, H_0, None, form.before, None)
+            p = least_squares.plan(kind._replace(arch="sm_90"))
             given, _ = least_squares.statistics(p, q, numbers, numbers, H_0, None)
             for other in (None, q):
                 least_squares.solve(p, given, q, q, numbers, torch.empty(H, dk), other, None, form, 1.0)

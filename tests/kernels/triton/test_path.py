@@ -44,7 +44,7 @@ def test_every_preset_is_served_or_the_reason_is_said():
         else:
             assert why is not None and reason in why, (name, why)
             assert path == ttr.select_path(spec)[0]
-            assert why in said or path in ("sdpa", "dual", "definition") or spec.regressor.family == "least_squares"
+            assert why in said or path in ("sdpa", "dual", "definition")
             with pytest.raises(ValueError, match="path='triton' cannot serve this call: ") as error:
                 ttr.select_path(spec, path="triton")
             assert reason in str(error.value) and f"choose from ['auto', '{path}'" in str(error.value)

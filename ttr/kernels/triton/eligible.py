@@ -12,6 +12,7 @@ from ...constant import constant
 from ...objectives import slopes
 
 LARGEST = 256  # channels of a head
+LARGEST_SOLVE = 128  # key channels of least squares in float32: the solve holds a matrix [dk, dk]
 LEAST_MINI_BATCH, LARGEST_MINI_BATCH, LARGEST_LAYER = 16, 64, 128  # with mini-batches: tokens of one, channels of a head
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
@@ -183,6 +184,8 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     for name, d in (("dk", dk), ("dv", dv)):
         if d is not None and (d % 16 or not 0 < d <= largest):
             return f"{name}={d}; choose a multiple of 16 up to {largest}"
+    if spec.regressor.family == "least_squares" and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
+        return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
     if dv is not None and dv + _pad(spec, dv) > LARGEST:
         return f"dv={dv} and the normaliser's channel pass {LARGEST}; choose dv up to {LARGEST - 16}"
     return None

@@ -47,7 +47,8 @@ def _forward(q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens, sc
     from . import run
 
     given: Any = _ready(q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens)
-    o, last_G, last_H, x, saved = run.forward(*given, _form(scale, iterations, tolerance, before), save, learned)
+    rest: Any = _form(scale, iterations, tolerance, before), save, learned
+    o, last_G, last_H, x, saved = run.forward(*given, *rest)
     return o, last_G, last_H, x if save else q.new_empty(0), saved
 
 
@@ -58,8 +59,8 @@ def _backward(
     from . import run
 
     given: Any = _ready(do, dlast_G, dlast_H, q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens, x, saved)
-    form = _form(scale, iterations, tolerance, before)
-    dq, dk, dv, dlog_decay, dweight, dridge, dfirst_G, dfirst_H = run.backward(*given, form, learned)
+    rest: Any = _form(scale, iterations, tolerance, before), learned
+    dq, dk, dv, dlog_decay, dweight, dridge, dfirst_G, dfirst_H = run.backward(*given, *rest)
     if dlog_decay is not None and log_decay.ndim == 1:
         dlog_decay = dlog_decay.sum((0, 1))
     if dweight is not None and weight.ndim == 1:

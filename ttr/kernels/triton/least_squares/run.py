@@ -42,10 +42,11 @@ class Options(NamedTuple):
 
 def options(dk: int, dtype: torch.dtype) -> Options:
     """Static. finest: the residual, beside |q|, below which products of these operands resolve nothing: there a row stops."""
-    wide = dk > 64
     if dtype == torch.float32:
-        return Options(32, 32, 4, 1, 4, torch.finfo(dtype).eps)
-    return Options(64, 64, 4, 2, 8 if wide else 4, 2.0**-13)
+        return Options(32, 64, 4, 1, 8 if dk > 64 else 4, torch.finfo(dtype).eps)
+    if dk > 128:
+        return Options(64, 64, 8, 1, 8, 2.0**-13)
+    return Options(64, 64, 4, 2, 4, 2.0**-13)
 
 
 class Kind(NamedTuple):
@@ -64,10 +65,10 @@ class Kind(NamedTuple):
 
 
 def kind_of(k, v, log_decay, weight, first_H, cu_seqlens, before: bool, chosen: Options | None) -> Kind:
-    axes = (None if x is None else x.ndim for x in (log_decay, weight))
+    log_decay_axes, weight_axes = (None if x is None else x.ndim for x in (log_decay, weight))
     return Kind(
-        sizes_of(k, v, cu_seqlens), k.dtype, k.get_device(), *axes, first_H is not None, cu_seqlens is not None, before,
-        configs.arch_of(k.device), chosen or options(k.shape[3], k.dtype),
+        sizes_of(k, v, cu_seqlens), k.dtype, k.get_device(), log_decay_axes, weight_axes, first_H is not None, cu_seqlens is not None,
+        before, configs.arch_of(k.device), chosen or options(k.shape[3], k.dtype),
     )  # fmt: skip
 
 

@@ -21,3 +21,25 @@ def power_of_rows(x):
 def scaled_rows(x, power, OPERAND: tl.constexpr):
     """power x, a product's operand."""
     return (x.to(tl.float32) * power[:, None]).to(OPERAND)
+
+
+@triton.jit
+def packed(x, OPERAND: tl.constexpr):
+    """x as operands, in fp16 two neighbours in one integer: a loop carries a half in a register of its own, a pair in one."""
+    if tl.float16 == OPERAND:
+        low, high = tl.split(tl.reshape(x.to(tl.float16), [x.shape[0], x.shape[1] // 2, 2]))
+        low = low.to(tl.uint16, bitcast=True).to(tl.uint32)
+        return low | (high.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+    else:
+        return x.to(OPERAND)
+
+
+@triton.jit
+def unpacked(x, OPERAND: tl.constexpr):
+    """The inverse of `packed`."""
+    if tl.float16 == OPERAND:
+        low = (x & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
+        high = (x >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
+        return tl.reshape(tl.join(low, high), [x.shape[0], 2 * x.shape[1]])
+    else:
+        return x

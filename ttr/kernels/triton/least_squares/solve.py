@@ -4,7 +4,7 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..tiles import factor, load_decays, load_numbers, locate, pair_decay, product, sequence, states_of, tokens_of
-from .scaled import power_below, power_of_rows, scaled_rows
+from .scaled import packed, power_below, power_of_rows, scaled_rows, unpacked
 
 LEAST = tl.constexpr(1e-37)  # of a divisor
 
@@ -18,7 +18,7 @@ def solve_kernel(
 ):  # fmt: skip
     """One chunk and value head a program: (H_t + Lambda) x_t = scale q_t from x = 0, every row a system of its own.
 
-        Y = decay P H_0 + (P K^T * decay w) K + P Lambda,     s = |r| / <p, y>
+        Y = decay P H_0 + (P K^T * decay w) K + P Lambda,     s = |r| / <p, y>      (Y here times `power`)
         x <- x + s p,     r <- r - s y,     p <- r / |r| + (|r| / |r before|) p
 
     p is the direction of the method divided by |r|: of any size of q it stays near 1, so that fp16 holds it, and its rounded
@@ -51,30 +51,30 @@ def solve_kernel(
     power = power_below(tl.max(tl.abs(written), 0))
     pairs = pair_decay(read[:, None], G[None, :], i[:, None], i[None, :], READ_BEFORE) * (written * power)[None, :]
     pairs = pairs.to(OPERAND)
-    kept = factor(read) * size
-    unit = 1.0 / power
-    own = tl.load(ridge + head * DK + keys, mask=keys < DK, other=1.0)
+    kept = factor(read) * (size * power)
 
     r = tokens_of(q, first, head // (HV // HQ), length, HQ, DK, C, BK).load([chunk * C, 0]).to(tl.float32) * scale
     now = tl.sqrt(tl.sum(r * r, 1))
     least = tolerance * now
     solution = r * 0.0  # what is not finite stays so
-    p = (r * (1.0 / tl.maximum(now, LEAST))[:, None]).to(OPERAND)
+    carried = packed(r * (1.0 / tl.maximum(now, LEAST))[:, None], OPERAND)
     step = 0
     while (step < iterations) & (tl.max(now - least, 0) > 0):
+        p = unpacked(carried, OPERAND)
         scores = product(p, tl.trans(key), PRECISION).to(OPERAND) * pairs
+        y = tl.dot(scores, key, acc=product(p, past, PRECISION) * kept[:, None], input_precision=PRECISION)
+        own = tl.load(ridge + head * DK + keys, mask=keys < DK, other=1.0)  # every time: registers are short
         direction = p.to(tl.float32)
-        y = product(p, past, PRECISION) * kept[:, None] + direction * own[None, :]
-        y += product(scores, key, PRECISION) * unit
+        y += direction * (own * power)[None, :]
         along = tl.sum(direction * y, 1)
         moving = (now > least) & ~(along <= 0)  # along <= 0: rounding has left nothing positive
-        move = tl.where(moving, now / tl.where(moving, along, 1.0), 0.0)[:, None]
-        solution += move * direction
-        r -= move * y
+        move = tl.where(moving, now / tl.where(moving, along, 1.0), 0.0)
+        solution += (move * power)[:, None] * direction
+        r -= move[:, None] * y
         left = tl.sqrt(tl.sum(r * r, 1))
         ratio = tl.where(moving, left / tl.maximum(now, LEAST), 0.0)
         now = tl.where(moving, left, now)
-        p = (r * (1.0 / tl.maximum(now, LEAST))[:, None] + ratio[:, None] * direction).to(OPERAND)
+        carried = packed(r * (1.0 / tl.maximum(now, LEAST))[:, None] + ratio[:, None] * direction, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))
     if dridge is not None:
