@@ -40,7 +40,12 @@ SPILLS: dict[str, int] = {
     "mini-batch 128 128 16 1 retreat_kernel": 48,
     "mini-batch 128 128 64 1 advance_kernel": 24,
     "mini-batch 128 128 64 1 retreat_kernel": 104,
+    # least squares: residual, solution and product of 64 x 128 in float32, the direction in 16 bits, in one warpgroup; it
+    # fills a multiprocessor with two programs, where eight warps spill nothing and leave room for one
+    "least squares 128 2 solve_kernel": 240,
+    "least squares 256 2 solve_kernel": 784,
     # float32 inputs: right, not fast
+    "least squares 128 4 solve_kernel": 696,
     "erase 128 128 4 plain inverse_kernel": 1480,
     "erase 128 128 4 plain forward_kernel": 1360,
     "erase 128 128 4 plain reverse_kernel": 1112,
