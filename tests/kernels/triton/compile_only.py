@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
+from ttr.kernels.triton.least_squares import plan as solving
 from ttr.kernels.triton.least_squares import run as least_squares
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.scalar_gate import plan, run
@@ -138,9 +139,9 @@ def solves(dk: int, itemsize: int) -> list[tuple]:
         for B, T, H in ((8, 2048, 16), (1, 65536, 1)):
             dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
             q, numbers, H_0 = torch.empty(B, T, H, dk, dtype=dtype), torch.empty(B, T, H), torch.empty(B, H, dk, dk)
-            form = least_squares.Form(1.0, 30, 0.0, False)
-            kind = least_squares.kind_of(q, q, numbers, numbers, H_0, None, form.before, None)
-            p = least_squares.plan(kind._replace(arch="sm_90"))
+            form = solving.Form(1.0, 30, 0.0, False)
+            kind = solving.kind_of(q, q, numbers, numbers, H_0, None, form.before)
+            p = solving.plan(kind._replace(arch="sm_90"))
             given, _ = least_squares.statistics(p, q, numbers, numbers, H_0, None)
             for other in (None, q):
                 least_squares.solve(p, given, q, q, numbers, torch.empty(H, dk), other, None, form, 1.0)

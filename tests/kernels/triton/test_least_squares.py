@@ -9,7 +9,7 @@ import torch
 import ttr
 from ttr import testing
 from ttr.kernels.decode import step_of
-from ttr.kernels.triton.least_squares import run
+from ttr.kernels.triton.least_squares import plan, run
 from ttr.kernels.triton.least_squares.op import LeastSquares
 
 from .conftest import INTERPRETED
@@ -145,9 +145,10 @@ def test_segments(gate):
     case = in_dtype(testing.random_inputs(spec, T=T, B=1, H=1, Hv=1, dk=16, dv=16, extreme=gate == "scalar"), torch.float32)
     x, first = case.tensors, torch.eye(16).expand(1, 1, 16, 16).contiguous()
     given = (x["k"], x.get("log_decay"), x["weight"], first, None)
-    ridge, form, solved = torch.ones(1, 16), run.Form(1.0, 3, 0.0, False), []
-    for options in (run.Options(16, 16, 4, 1, 4, 1e-7), run.Options(64, 16, 4, 1, 4, 1e-7)):
-        p = run.plan(run.kind_of(x["k"], x["v"], x.get("log_decay"), x["weight"], first, None, False, options))
+    ridge, form, solved = torch.ones(1, 16), plan.Form(1.0, 3, 0.0, False), []
+    for options in (plan.Options(16, 16, 4, 1, 4, 1e-7), plan.Options(64, 16, 4, 1, 4, 1e-7)):
+        kind = plan.kind_of(x["k"], x["v"], x.get("log_decay"), x["weight"], first, None, False)
+        p = plan.plan(kind._replace(options=options))
         assert p.segments == (2 if options.chunk == 16 else 1)
         with poisoned():
             statistics, last = run.statistics(p, *given)
@@ -155,6 +156,12 @@ def test_segments(gate):
     assert testing.relative_error(*solved) < 1e-5
     _, state = testing.call(replace(case, initial_state=ttr.State(weights={"G": first, "H": first}, spec_hash=spec.hash)), "chunk")
     assert testing.relative_error(last, state.weights["H"]) < 1e-6
+
+
+def test_a_launch_is_for_the_same_arguments_to_be_none():
+    """Forward gives no solution of another right-hand side, backward does: two launches, also where all heads are equal."""
+    p = plan.plan(plan.kind_of(*[torch.empty(1, 16, 2, 16)] * 2, None, None, None, None, False))
+    assert p.solve(2, False) is not p.solve(2, True) and p.solve(2, False) is p.solve(2, False)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what is no number

@@ -38,7 +38,7 @@ library.define(
 
 @cache
 def _form(*numbers):
-    from .run import Form
+    from .plan import Form
 
     return Form(*numbers)
 
