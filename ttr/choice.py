@@ -64,7 +64,8 @@ def _select(spec, path: str, short: int | None, device, dtype, dk, dv, capabilit
     if path == "auto":
         if short is not None and "recurrent" in possible:
             return "recurrent", f"{short} tokens: {possible['recurrent']}"
-        if device not in (None, "cpu") and best != "triton" and (is_linear(spec) or best == "dual"):
+        told = is_linear(spec) or best == "dual" or spec.regressor.family == "least_squares"
+        if device not in (None, "cpu") and best != "triton" and told:
             why += f"; no Triton kernel: {why_not_kernels(spec, device=device, **known)}"
         return best, why
     if path not in NAMES:
@@ -87,7 +88,9 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     possible = _torch_targets(spec)
     if device == "cpu" or why_not_kernels(spec, device=device, **known) is not None:
         return possible
-    if spec.mini_batch != 1:
+    if spec.regressor.family == "least_squares":
+        how = "Triton kernels: the statistics between chunks, conjugate gradients on all tokens of a chunk at once"
+    elif spec.mini_batch != 1:
         how = f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"
     else:
         how = "Triton kernels: matmuls inside chunks, forward and backward, nothing of [T, dk, dv] in memory"

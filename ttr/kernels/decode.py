@@ -92,6 +92,7 @@ def _fused(spec: Spec) -> bool:
     """The kernels serve the declaration, and the step knows its one update a token, its gate, its step rule and its read."""
     return (
         why_not_triton(spec) is None
+        and spec.regressor.family == "trained"
         and spec.mini_batch == 1
         and not spec.optimizer.slots
         and spec.steps == 1

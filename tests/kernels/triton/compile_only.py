@@ -22,6 +22,8 @@ from triton.runtime.jit import JITFunction
 
 from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
+from ttr.kernels.triton.least_squares import plan as solving
+from ttr.kernels.triton.least_squares import run as least_squares
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.scalar_gate import plan, run
 from ttr.kernels.triton.two_slots import run as two_slots
@@ -144,6 +146,30 @@ def two_slot_launches(dk: int, dv: int, itemsize: int, erase: bool, packed: bool
     return found
 
 
+# dk, the bytes of a number
+LEAST_SQUARES = ((64, 2), (128, 2), (256, 2), (128, 4))
+
+
+def solves(dk: int, itemsize: int) -> list[tuple]:
+    """The launches of the statistics, in one segment and in several, and of both solves, with everything given."""
+    found = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        found.append((kernel, args, kwargs))
+
+    with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
+        for B, T, H in ((8, 2048, 16), (1, 65536, 1)):
+            dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+            q, numbers, H_0 = torch.empty(B, T, H, dk, dtype=dtype), torch.empty(B, T, H), torch.empty(B, H, dk, dk)
+            form = solving.Form(1.0, 30, 0.0, False)
+            kind = solving.kind_of(q, q, numbers, numbers, H_0, None, form.before)
+            p = solving.plan(kind._replace(arch="sm_90"))
+            given, _ = least_squares.statistics(p, q, numbers, numbers, H_0, None)
+            for other in (None, q):
+                least_squares.solve(p, given, q, q, numbers, torch.empty(H, dk), other, None, form, 1.0)
+    return [launch for launch in found if launch[0].__name__ in ("statistics_kernel", "solve_kernel")]
+
+
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
     """What Triton specialises this launch to: pointers on 16 bytes, None as a constant; numbers as far as the kernel lets it."""
     given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
@@ -201,6 +227,9 @@ def main(everything: bool) -> dict:
     for sizes in TWO_SLOTS:
         for launch in two_slot_launches(*sizes):
             add(f"two slots {' '.join(map(str, sizes))}", *launch)
+    for sizes in LEAST_SQUARES:
+        for launch in solves(*sizes):
+            add(f"least squares {' '.join(map(str, sizes))}", *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:
             continue

@@ -47,12 +47,17 @@ SPILLS: dict[str, int] = {
     "two slots 128 128 2 False True forward_kernel": 136,
     "two slots 128 128 2 False True reverse_kernel": 128,
     "two slots 128 128 2 False True tokens_kernel": 104,
+    # least squares: residual, solution and product of 64 x 128 in float32, the direction in 16 bits, in one warpgroup; it
+    # fills a multiprocessor with two programs, where eight warps spill nothing and leave room for one
+    "least squares 128 2 solve_kernel": 240,
+    "least squares 256 2 solve_kernel": 784,
     # float32 inputs: right, not fast
     "two slots 128 128 4 True False prepare_kernel": 184,
     "two slots 128 128 4 True False forward_kernel": 272,
     "two slots 128 128 4 True False reverse_kernel": 120,
     "two slots 128 128 4 True False pairs_kernel": 1872,
     "two slots 128 128 4 True False tokens_kernel": 3744,
+    "least squares 128 4 solve_kernel": 696,
     "erase 128 128 4 plain inverse_kernel": 1480,
     "erase 128 128 4 plain forward_kernel": 1360,
     "erase 128 128 4 plain reverse_kernel": 1112,

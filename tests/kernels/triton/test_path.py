@@ -20,7 +20,7 @@ PRESETS = {
     "gla": "gate 'vector' decays every key channel", "kda": "gate 'vector' decays every key channel",
     "rwkv7": "optimizer.write_key='separate'",
     "longhorn": "step is per value", "momentum_deltanet": KERNEL,
-    "mesa": "regressor 'least_squares' has paths of its own", "mesanet": "regressor 'least_squares' has paths of its own",
+    "mesa": "optimizer 'rls' solves exactly", "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
     "lact": "optimizer.accumulate=true",
@@ -43,7 +43,7 @@ def test_every_preset_is_served_or_the_reason_is_said():
         else:
             assert why is not None and reason in why, (name, why)
             assert path == ttr.select_path(spec)[0]
-            assert why in said or path in ("sdpa", "dual", "definition") or spec.regressor.family == "least_squares"
+            assert why in said or path in ("sdpa", "dual", "definition")
             with pytest.raises(ValueError, match="path='triton' cannot serve this call: ") as error:
                 ttr.select_path(spec, path="triton")
             assert reason in str(error.value) and f"choose from ['auto', '{path}'" in str(error.value)

@@ -15,6 +15,7 @@ LARGEST = 256  # channels of a head
 LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens of one
 LARGEST_LAYER = 128  # channels of a head with mini-batches, and with a slot beside the weights
 LARGEST_OF_TWO, LARGEST_HIDDEN = 64, 8192  # of a memory of two layers: channels of a head, hidden units
+LARGEST_SOLVE = 128  # key channels of least squares in float32: the solve holds a matrix [dk, dk]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -59,6 +60,8 @@ def why_not_triton(spec) -> str | None:
     from ...choice import why_nonlinear
     from ...lowering import is_linear
 
+    if spec.regressor.family == "least_squares":
+        return _why_not_least_squares(spec)
     if spec.regressor.family != "trained":
         return f"regressor {spec.regressor.kind!r} has paths of its own"
     if spec.mini_batch != 1:
@@ -82,6 +85,17 @@ def why_not_triton(spec) -> str | None:
     if others:
         return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
     return _why_not_probed(spec)
+
+
+def _why_not_least_squares(spec) -> str | None:
+    """The same for least squares (`least_squares`)."""
+    if spec.optimizer.kind != "cg":
+        return f"optimizer {spec.optimizer.kind!r} solves exactly; the kernels solve by conjugate gradients (optimizer 'cg')"
+    if spec.regressor.ridge_decays:
+        return "regressor.ridge_decays=true: the kernels take one ridge for all tokens"
+    if spec.gate.per_key:
+        return f"gate {spec.gate.kind!r} decays every key channel by itself; the kernels take one decay a head"
+    return None
 
 
 def _why_not_mini_batches(spec) -> str | None:
@@ -196,6 +210,8 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
         _, hidden = next(iter(spec.regressor.state_shapes(dk, dv).values()))
         if hidden > LARGEST_HIDDEN:
             return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
+    if spec.regressor.family == "least_squares" and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
+        return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
     if dv is not None and dv + _pad(spec, dv) > largest:
         return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
     return None

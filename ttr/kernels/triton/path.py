@@ -21,12 +21,15 @@ from ..arguments import Call, check_packed, gate_decay, sequences
 from ..padded import initial
 from .autograd import scalar_gate
 from .eligible import Plan, plan_of
+from .least_squares import path as least_squares
 from .mini_batch import path as mini_batch
 from .two_slots import path as two_slots
 
 
 def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     """o: [B, T, Hv, dv], and the state after the last token. dtype: the widest of q, k and v."""
+    if call.spec.regressor.family == "least_squares":
+        return least_squares.run(call, dtype)
     if call.spec.mini_batch != 1:
         return mini_batch.run(call, dtype)
     if call.facts.steps > 1:

@@ -53,6 +53,8 @@ def tune(
         raise ValueError(f"Hv={Hv}: expected a multiple of H={H}")
     if spec.mini_batch != 1:
         raise ValueError(f"optimizer.mini_batch={spec.mini_batch}: the kernels over mini-batches have no table of configurations")
+    if spec.regressor.family == "least_squares":
+        raise ValueError("regressor='least_squares': the kernels of the solve have no table of configurations")
     plan, arch = plan_of(spec, dv), configs.arch_of(device)
     width = dv + plan.pad
     call = _Call(spec, B, T, H, Hv, dk, width, dtype, device)
