@@ -38,9 +38,10 @@ MECHANISMS = {
 
 
 def case_of(spec, dtype=torch.float32, device="cpu", **sizes) -> testing.Inputs:
-    """Keys of unit length: a memory of two layers that learns from longer ones magnifies what was rounded without end."""
+    """Keys of unit length and small steps: a memory of two layers that learns faster magnifies what was rounded without end."""
     case = testing.random_inputs(spec, **{"extreme": False} | sizes)
     unit = {name: torch.nn.functional.normalize(case.tensors[name], dim=-1) for name in "qk"}
+    unit |= {"step": 0.03 * case.tensors["step"]} if "step" in case.tensors else {}
     return in_dtype(replace(case, tensors=case.tensors | unit), dtype, device)
 
 

@@ -199,7 +199,8 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
     layers = None if spec.mini_batch == 1 else spec.regressor.layers()
-    largest = LARGEST if layers is None and not spec.optimizer.slots else LARGEST_LAYER
+    slots = spec.regressor.family == "trained" and spec.optimizer.slots
+    largest = LARGEST if layers is None and not slots else LARGEST_LAYER
     deep = layers is not None and layers.activation is not None
     if deep:
         largest = LARGEST_OF_TWO

@@ -93,7 +93,7 @@ class Plan:
     def cumulate(self) -> Bound:
         s, kind = self.kind.sizes, self.kind
         heads = min(16, power_of_two(s.HV))
-        constants = {"HV": s.HV, "BH": heads, "C": kind.options.chunk, "ERASE": False, "WIDE": kind.dtype == torch.float32}
+        constants = {"HV": s.HV, "BH": heads, "C": kind.options.chunk, "STEPS": 1, "ERASE": False, "WIDE": kind.dtype == torch.float32}
         return cumulate_kernel.bind((self.blocks, ceil_div(s.HV, heads)), 4, **constants, PACKED=kind.packed)
 
     def scan(self, started: bool, local: bool) -> Bound:
