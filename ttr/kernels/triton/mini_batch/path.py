@@ -20,6 +20,8 @@ from ...problem import Problem
 from ...torch.dual import dual
 from ...torch.masks import masks, stands_still
 from ..two_layers.op import two_layers
+from ..two_slots.path import numbers_of
+from .masks_op import masks_of
 from .op import mini_batches
 
 
@@ -147,8 +149,13 @@ def _numbers(call: Call, params: dict[str, Tensor]) -> tuple[None, None, Tensor,
 
 
 def _masks(call: Call, state: State, params: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """R, Q0, F and phi of every mini-batch: [B, mini-batches, Hv, ...]."""
+    """R, Q0, F and phi of every mini-batch: [B, mini-batches, Hv, ...]. One slot beside the weights has kernels that make them."""
     spec, size, (B, T, _, Hv, _, _) = call.spec, int(call.spec.mini_batch), call.sizes
+    if spec.optimizer.slots and not size & (size - 1):
+        signals = {
+            name: x.float() if isinstance(x, Tensor) else torch.full((Hv,), x, device=call.v.device) for name, x in call.signals.items()
+        }
+        return masks_of(numbers_of(call, -1.0, signals), size, spec.read.at == "before")
     values, decay = full_signals(call, torch.float32)
 
     def lay(x: Tensor) -> Tensor:  # [B, T, Hv, ...] -> [B T / b, Hv, b, ...]

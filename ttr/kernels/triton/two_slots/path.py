@@ -42,7 +42,7 @@ def run(call: Call, dtype: torch.dtype, plan: Plan, signals: dict[str, Tensor], 
         wide = torch.cat([wide, ones], -1)
         first = None if first is None else pad(first, (0, plan.pad - 1))
     with torch.autocast(v.device.type, enabled=False):
-        numbers = numbers_of(call, plan, {name: x.float() for name, x in signals.items()})
+        numbers = numbers_of(call, plan.factor, {name: x.float() for name, x in signals.items()})
     o, last = two_slots(
         q.contiguous(), k.contiguous(), wide.contiguous(), numbers, first, cu_seqlens, call.scale, plan.erase, plan.read_before
     )
@@ -54,14 +54,14 @@ def run(call: Call, dtype: torch.dtype, plan: Plan, signals: dict[str, Tensor], 
     return o if o.dtype == v.dtype else o.to(v.dtype), state
 
 
-def numbers_of(call: Call, plan: Plan, signals: dict[str, Tensor]) -> Tensor:
+def numbers_of(call: Call, factor: float, signals: dict[str, Tensor]) -> Tensor:
     """[10, B, T, Hv], in the order of `op`: the optimizer's own functions on unit vectors, which lie on the first axis.
 
-    The third one is the gradient: what is written is -factor g of an error with its sign turned.
+    The third one is the gradient: what is written is -factor times it (here of an error with its sign turned).
     """
     spec, optimizer, (B, T, _, Hv, _, _) = call.spec, call.spec.optimizer, call.sizes
     check_superposition(optimizer)
-    *z, g = units(plan.factor, call.v.device)
+    *z, g = units(factor, call.v.device)
     decay = gate_decay(signals, call, torch.float32)
     decayed = z
     if decay is not None:
