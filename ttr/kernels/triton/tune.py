@@ -53,6 +53,8 @@ def tune(
     if spec.mini_batch != 1:
         raise ValueError(f"optimizer.mini_batch={spec.mini_batch}: the kernels over mini-batches have no table of configurations")
     plan, arch = plan_of(spec, dv), configs.arch_of(device)
+    if plan.by_channel:
+        raise ValueError("the kernels of one decay a key channel have no table of configurations")
     width = dv + plan.pad
     call = _Call(spec, B, T, H, Hv, dk, width, dtype, device)
     best = configs.config_for(arch, plan.erase, dk, width, dtype)
