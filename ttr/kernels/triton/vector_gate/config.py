@@ -14,7 +14,7 @@ from ..shapes import Sizes, ceil_div
 
 
 class Config(NamedTuple):
-    """chunk: tokens of one. reach: of `decays.rounds_of`. Tiles are of key channels in prepare and gradients, else of value channels."""
+    """chunk: tokens of one. reach: of `decays.is_near`. Tiles are of key channels in prepare and gradients, else of value channels."""
 
     chunk: int
     reach: float

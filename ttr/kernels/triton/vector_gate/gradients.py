@@ -18,24 +18,179 @@ import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, load_numbers, load_rows, locate, product, sequence, states_of, store_rows, tokens_of
-from .decays import load_summed, meeting, met, rounds_of, towards
+from ..tiles import load_block, load_numbers, load_rows, locate, sequence, store_rows
+from .decays import STRIP, added_up, is_near, load_decays, middle_of, power, summed
+from .rounds import decayed_pairs_gradient, load_pairs
 
 
 @triton.jit
-def load_pairs(base, token, reader, writer, seen, stride):
-    """Pairs of one head of a chunk, [reader, writer] or, with the two broadcast the other way about, transposed; zero where not seen."""
-    return tl.load(base + token * stride + reader * stride + writer, mask=seen, other=0.0)
+def gradients_tile(
+    x, q, k, w, p, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, dq, dk, dw, dp, dlog_decay,
+    token, t, valid, count, channels, b, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    ERASE: tl.constexpr, ADDED: tl.constexpr, TIED: tl.constexpr, LEARNED: tl.constexpr, LOOK_BEFORE: tl.constexpr,
+    READ_BEFORE: tl.constexpr, WIDE: tl.constexpr, NEAR: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BK key channels, with the log2 decays x, [C, BK]. Returns their part of the gradient of the weight, [C]. count: tokens there are."""
+    i = t[:, None]
+    j = t[None, :]
+    STRIDE: tl.constexpr = HV * C
+    xq = tl.zeros([C, BK], tl.float32)
+    xk = tl.zeros([C, BK], tl.float32)
+    xw = tl.zeros([C, BK], tl.float32)
+    xp = tl.zeros([C, BK], tl.float32)
+    past = tl.zeros([BK], tl.float32)
+    for start in range(0, DV, BV):
+        values = start + tl.arange(0, BV)
+        state = load_block(states, channels, values, DK, DV)
+        gradient = load_block(gradients, channels, values, DK, DV)
+        if LEARNED:
+            past += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
+        state = tl.trans(state)
+        gradient = tl.trans(gradient)
+        xq = tl.dot(load_rows(do, token, t, valid, values, HV * DV, DV, BV), state, acc=xq, input_precision=PRECISION)
+        xw = tl.dot(load_rows(error, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xw, input_precision=PRECISION)
+        if ERASE:
+            xk = tl.dot(load_rows(derror, token, t, valid, values, HV * DV, DV, BV), state, acc=xk, input_precision=PRECISION)
+        if ADDED:
+            xp = tl.dot(load_rows(v, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xp, input_precision=PRECISION)
+
+    query = load_rows(q, token, t, valid, channels, H * DK, DK, BK)
+    operand: tl.constexpr = query.dtype
+    query = query.to(tl.float32)
+    if TIED or ERASE:
+        key = load_rows(k, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+    if TIED:
+        write = key * b[:, None]
+    else:
+        write = load_rows(w, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
+    if ADDED:
+        add = load_rows(p, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+    G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
+    read = before if READ_BEFORE else G
+    look = before if LOOK_BEFORE else G
+    hidden = tl.zeros([C, BK], tl.float32)  # what is taken that the token's own decay never saw
+    if NEAR:
+        middle = middle_of(G, t, C)
+        back = power(middle)
+        ahead = power(whole - middle)
+        up = power(read - middle)
+        down = power(middle - G)
+        reader = (query * up).to(operand)
+        writer = (write * down).to(operand)
+        xw *= ahead
+        ended = writer.to(tl.float32) * xw  # what goes on behind the chunk
+        if ADDED:
+            adder = (add * down).to(operand)
+            xp *= ahead
+            ended += adder.to(tl.float32) * xp
+        behind = tl.sum(ended, 0)
+        xq = tl.dot(load_pairs(reads, i, j, count, STRIDE), writer, acc=xq * (back * scale), input_precision=PRECISION)
+        xw = tl.dot(load_pairs(reads, j, i, count, STRIDE), reader, acc=xw, input_precision=PRECISION)
+        if ADDED:
+            xq = tl.dot(load_pairs(added_reads, i, j, count, STRIDE), adder, acc=xq, input_precision=PRECISION)
+            xp = tl.dot(load_pairs(added_reads, j, i, count, STRIDE), reader, acc=xp, input_precision=PRECISION)
+        net = reader.to(tl.float32) * xq  # what is taken, less what is written
+        if READ_BEFORE:
+            hidden += net
+        store_rows(dq, token, xq * up, t, valid, channels, HV * DK, DK, BK)
+        if ERASE:
+            up = power(look - middle)
+            looker = (key * up).to(operand)
+            xk = tl.dot(load_pairs(looks, i, j, count, STRIDE), writer, acc=xk * -back, input_precision=PRECISION)
+            xw = tl.dot(load_pairs(looks, j, i, count, STRIDE), looker, acc=xw, input_precision=PRECISION)
+            if ADDED:
+                xk = tl.dot(load_pairs(added_looks, i, j, count, STRIDE), adder, acc=xk, input_precision=PRECISION)
+                xp = tl.dot(load_pairs(added_looks, j, i, count, STRIDE), looker, acc=xp, input_precision=PRECISION)
+            looked = looker.to(tl.float32) * xk
+            if LOOK_BEFORE:
+                hidden += looked
+            net += looked
+            xk *= up
+        net -= writer.to(tl.float32) * xw
+        xw *= down
+        if ADDED:
+            net -= adder.to(tl.float32) * xp
+            xp *= down
+    else:
+        xq *= power(read) * scale
+        net = query * xq
+        if READ_BEFORE:
+            hidden += net
+        if ERASE:
+            xk *= -power(look)
+            looked = key * xk
+            if LOOK_BEFORE:
+                hidden += looked
+            net += looked
+        ending = power(whole - G)
+        xw *= ending
+        ended = write * xw
+        if ADDED:
+            xp *= ending
+            ended += add * xp
+        behind = tl.sum(ended, 0)
+        net -= ended
+        dx, dy, taken, given = decayed_pairs_gradient(
+            reads, query, write, read, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+        )  # fmt: skip
+        xq += dx
+        xw += dy
+        net += taken - given
+        if READ_BEFORE:
+            hidden += taken
+        if ERASE:
+            dx, dy, taken, given = decayed_pairs_gradient(
+                looks, key, write, look, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+            )  # fmt: skip
+            xk += dx
+            xw += dy
+            net += taken - given
+            if LOOK_BEFORE:
+                hidden += taken
+        if ADDED:
+            dx, dy, taken, given = decayed_pairs_gradient(
+                added_reads, query, add, read, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+            )  # fmt: skip
+            xq += dx
+            xp += dy
+            net += taken - given
+            if READ_BEFORE:
+                hidden += taken
+            dx, dy, taken, given = decayed_pairs_gradient(
+                added_looks, key, add, look, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+            )  # fmt: skip
+            xk += dx
+            xp += dy
+            net += taken - given
+            if LOOK_BEFORE:
+                hidden += taken
+        store_rows(dq, token, xq, t, valid, channels, HV * DK, DK, BK)
+
+    if LEARNED:
+        later = added_up(t[:, None] <= t[None, :], net, tl.bfloat16 if operand == tl.bfloat16 else tl.float32)
+        dg = later - hidden + (past * tl.reshape(power(whole), [BK]) + behind)[None, :]
+        store_rows(dlog_decay, token, dg, t, valid, channels, HV * DK, DK, BK)
+    dweight = tl.sum(xw * key, 1) if TIED else tl.sum(xw, 1)
+    if TIED:
+        xk += b[:, None] * xw
+    else:
+        store_rows(dw, token, xw, t, valid, channels, HV * DK, DK, BK)
+    if TIED or ERASE:
+        store_rows(dk, token, xk, t, valid, channels, HV * DK, DK, BK)
+    if ADDED:
+        store_rows(dp, token, xp, t, valid, channels, HV * DK, DK, BK)
+    return dweight
 
 
-@kernel("N T count tokens scale decay_stride weight_stride")
+@kernel("N T tokens scale decay_stride weight_stride")
 def gradients_kernel(
     q, k, w, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks,
-    dq, dk, dw, dp, dlog_decay, dweight, cu_seqlens, N, T, count, tokens, scale, decay_stride, weight_stride,
+    dq, dk, dw, dp, dlog_decay, dweight, cu_seqlens, N, T, tokens, scale, decay_stride, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     ERASE: tl.constexpr, ADDED: tl.constexpr, TIED: tl.constexpr, WEIGHTED: tl.constexpr, LEARNED: tl.constexpr,
     LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, REACH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk, value head and tile of key channels a program. dq, dk, dw, dp: [tokens, Hv, dk].
 
@@ -48,132 +203,55 @@ def gradients_kernel(
     first, length = sequence(cu_seqlens, n, T, PACKED)
     if chunk * C >= length:
         return
-    own = head // (HV // H) * DK
     t = tl.arange(0, C)
-    valid = chunk * C + t < length
+    count = length - chunk * C
+    valid = t < count
     token = first + chunk * C
-    row = chunk * C
-    i = t[:, None]
-    j = t[None, :]
-    channels = tile * BK + tl.arange(0, BK)
-
-    # the products with the state and its gradient
-    outs = tokens_of(do, first, head, length, HV, DV, C, BV)
-    errors = tokens_of(error, first, head, length, HV, DV, C, BV)
-    starts = states_of(states, count, DK, DV, BK, BV)
-    ends = states_of(gradients, count, DK, DV, BK, BV)
-    if ERASE:
-        derrors = tokens_of(derror, first, head, length, HV, DV, C, BV)
-    if ADDED:
-        values_ = tokens_of(v, first, head, length, HV, DV, C, BV)
-    xq = tl.zeros([C, BK], tl.float32)
-    xk = tl.zeros([C, BK], tl.float32)
-    xw = tl.zeros([C, BK], tl.float32)
-    xp = tl.zeros([C, BK], tl.float32)
-    past = tl.zeros([BK], tl.float32)
-    slot = tl.program_id(0) * HV + head
-    for start in range(0, DV, BV):
-        state = tl.reshape(starts.load([slot, tile * BK, start]), [BK, BV])
-        gradient = tl.reshape(ends.load([slot, tile * BK, start]), [BK, BV])
-        xq = tl.dot(outs.load([row, start]), tl.trans(state), acc=xq, input_precision=PRECISION)
-        xw = tl.dot(errors.load([row, start]), tl.trans(gradient), acc=xw, input_precision=PRECISION)
-        if ERASE:
-            xk = tl.dot(derrors.load([row, start]), tl.trans(state), acc=xk, input_precision=PRECISION)
-        if ADDED:
-            xp = tl.dot(values_.load([row, start]), tl.trans(gradient), acc=xp, input_precision=PRECISION)
-        if LEARNED:
-            past += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
-
-    b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
-    query = load_rows(q + own, token, t, valid, channels, H * DK, DK, BK)
-    key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
-    operand = query.dtype
-    if TIED:
-        write = key.to(tl.float32) * b[:, None]
-    else:
-        write = load_rows(w + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
-    G, before, whole = load_summed(log_decay + head * DK, token, t, valid, channels, decay_stride, DK, BK, WIDE)
-    read = before if READ_BEFORE else G
-    look = before if LOOK_BEFORE else G
-    ending = factor(whole[None, :] - G)
-    xq *= factor(read) * scale
-    xw *= ending
-    net = query.to(tl.float32) * xq  # what is read and looked at, less what is written
-    hidden = tl.zeros([C, BK], tl.float32)  # of that, what the token's own decay never saw
-    leaving = write * xw
-    if READ_BEFORE:
-        hidden += net
-    if ERASE:
-        xk *= -factor(look)
-        net += key.to(tl.float32) * xk
-        if LOOK_BEFORE:
-            hidden += key.to(tl.float32) * xk
-    if ADDED:
-        add = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
-        xp *= ending
-        leaving += add * xp
-
-    # the pairs inside the chunk
-    pairs = head * C
-    stride = HV * C
-    rounds, near = rounds_of(G, whole, t, C, REACH)
-    for round in range(0, rounds):
-        at = meeting(G, round, near, t, C)
-        down = towards(at - G, near, REACH)
-        up = towards(read - at, near, REACH)
-        reader = (query.to(tl.float32) * up).to(operand)
-        writer = (write * down).to(operand)
-        seen = met(round, near, i, j, C, READ_BEFORE)
-        seen_by = met(round, near, j, i, C, READ_BEFORE)  # row: who wrote, column: who reads
-        x = product(load_pairs(reads + pairs, token, i, j, valid[:, None] & seen, stride), writer, PRECISION)
-        y = product(load_pairs(reads + pairs, token, j, i, valid[None, :] & seen_by, stride), reader, PRECISION)
-        if ADDED:
-            adder = (add * down).to(operand)
-            x = tl.dot(load_pairs(added_reads + pairs, token, i, j, valid[:, None] & seen, stride), adder, acc=x, input_precision=PRECISION)
-            z = product(load_pairs(added_reads + pairs, token, j, i, valid[None, :] & seen_by, stride), reader, PRECISION)
-        xq += up * x
-        taken = reader.to(tl.float32) * x
-        if READ_BEFORE:
-            hidden += taken
-        if ERASE:
-            up = towards(look - at, near, REACH)
-            looker = (key.to(tl.float32) * up).to(operand)
-            looked = met(round, near, i, j, C, True)
-            looked_by = met(round, near, j, i, C, True)
-            x = product(load_pairs(looks + pairs, token, i, j, valid[:, None] & looked, stride), writer, PRECISION)
-            y = tl.dot(load_pairs(looks + pairs, token, j, i, valid[None, :] & looked_by, stride), looker, acc=y, input_precision=PRECISION)
-            if ADDED:
-                x = tl.dot(
-                    load_pairs(added_looks + pairs, token, i, j, valid[:, None] & looked, stride), adder, acc=x, input_precision=PRECISION
-                )
-                z = tl.dot(
-                    load_pairs(added_looks + pairs, token, j, i, valid[None, :] & looked_by, stride),
-                    looker,
-                    acc=z,
-                    input_precision=PRECISION,
-                )
-            xk += up * x
-            taken += looker.to(tl.float32) * x
-            if LOOK_BEFORE:
-                hidden += looker.to(tl.float32) * x
-        xw += down * y
-        net += taken - writer.to(tl.float32) * y
-        if ADDED:
-            xp += down * z
-            net -= adder.to(tl.float32) * z
-
-    store_rows(dq + head * DK, token, xq, t, valid, channels, HV * DK, DK, BK)
-    if LEARNED:
-        dg = tl.cumsum(net, 0, reverse=True) - hidden + tl.cumsum(leaving, 0) - leaving + (past * factor(whole))[None, :]
-        store_rows(dlog_decay + head * DK, token, dg, t, valid, channels, HV * DK, DK, BK)
-    if TIED:
-        if WEIGHTED:
-            at_token = tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
-            tl.store(dweight + at_token, tl.sum(key.to(tl.float32) * xw, 1), mask=valid)
-        xk += b[:, None] * xw
-    else:
-        store_rows(dw + head * DK, token, xw, t, valid, channels, HV * DK, DK, BK)
+    slot = tl.program_id(0).to(tl.int64) * HV + head
+    place = (token * HV + head) * C
+    q += head // (HV // H) * DK
+    k += head // (HV // H) * DK
+    log_decay += head * DK
+    states += slot * DK * DV
+    gradients += slot * DK * DV
+    error += head * DV
+    do += head * DV
+    reads += place
+    dq += head * DK
+    if not TIED:
+        w += head * DK
+        dw += head * DK
     if TIED or ERASE:
-        store_rows(dk + head * DK, token, xk, t, valid, channels, HV * DK, DK, BK)
+        dk += head * DK
+    if ERASE:
+        derror += head * DV
+        looks += place
     if ADDED:
-        store_rows(dp + head * DK, token, xp, t, valid, channels, HV * DK, DK, BK)
+        p += head // (HV // H) * DK
+        v += head * DV
+        added_reads += place
+        added_looks += place
+        dp += head * DK
+    if LEARNED:
+        dlog_decay += head * DK
+    b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
+    channels = tile * BK + tl.arange(0, BK)
+    x = load_decays(log_decay, token, t, valid, channels, decay_stride, DK, BK, WIDE)
+    if is_near(x, t, C, REACH):
+        own = gradients_tile(
+            x, q, k, w, p, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, dq, dk, dw, dp, dlog_decay,
+            token, t, valid, count, channels, b, scale,
+            H, HV, DK, DV, BK, BV, C, ERASE, ADDED, TIED, LEARNED, LOOK_BEFORE, READ_BEFORE, WIDE, True, ROUNDS, PRECISION,
+        )  # fmt: skip
+    else:
+        own = tl.zeros([C], tl.float32)
+        for strip in range(tile * BK, (tile + 1) * BK, STRIP):
+            few = strip + tl.arange(0, STRIP)
+            y = load_decays(log_decay, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
+            own += gradients_tile(
+                y, q, k, w, p, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, dq, dk, dw, dp, dlog_decay,
+                token, t, valid, count, few, b, scale,
+                H, HV, DK, DV, STRIP, BV, C, ERASE, ADDED, TIED, LEARNED, LOOK_BEFORE, READ_BEFORE, WIDE, False, ROUNDS, PRECISION,
+            )  # fmt: skip
+    if WEIGHTED and TIED:
+        tl.store(dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head, own, mask=valid)

@@ -11,12 +11,76 @@ What is written of the values as they are, with keys p of its own (ADDED), likew
 and added_errors = -inverse A of p, the part of the errors that comes of it.
 """
 
+import triton
 import triton.language as tl
 
 from ..launch import kernel
 from ..scalar_gate.inverse import unit_lower_inverse
-from ..tiles import factor, load_numbers, load_rows, locate, product, sequence, store_pairs, store_rows
-from .decays import load_summed, meeting, met, rounds_of, towards
+from ..tiles import load_numbers, load_rows, locate, product, sequence, store_pairs, store_rows
+from .decays import STRIP, is_near, load_decays, middle_of, power, summed
+from .rounds import decayed_pairs
+
+
+@triton.jit
+def prepare_tile(
+    x, q, k, w, p, queries, writes, added, left, pairs, look_pairs, added_pairs, added_looks,
+    token, t, valid, channels, b, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, LOOKS: tl.constexpr, ADDED: tl.constexpr,
+    TIED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, WIDE: tl.constexpr, NEAR: tl.constexpr,
+    ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BK key channels, with the log2 decays x, [C, BK]: stored, and added to the products, [C, C]; LOOKS: to A."""
+    query = load_rows(q, token, t, valid, channels, H * DK, DK, BK)
+    operand: tl.constexpr = query.dtype
+    query = query.to(tl.float32) * scale
+    if TIED:
+        key = load_rows(k, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+        write = key * b[:, None]
+    else:
+        write = load_rows(w, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
+        if LOOKS or ADDED:
+            key = load_rows(k, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+    if ADDED:
+        add = load_rows(p, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+    G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
+    read = before if READ_BEFORE else G
+    look = before if LOOK_BEFORE else G
+    tl.store(left + channels[None, :], power(whole), mask=(channels < DK)[None, :])
+    if NEAR:
+        middle = middle_of(G, t, C)
+        back = power(middle)
+        ahead = power(whole - middle)
+        down = power(middle - G)
+        query *= power(read - middle)
+        write *= down
+        store_rows(queries, token, query * back, t, valid, channels, HV * DK, DK, BK)
+        store_rows(writes, token, write * ahead, t, valid, channels, HV * DK, DK, BK)
+        reader = query.to(operand)
+        writer = tl.trans(write.to(operand))
+        pairs = tl.dot(reader, writer, acc=pairs, input_precision=PRECISION)
+        if LOOKS or ADDED:
+            looker = (key * power(look - middle)).to(operand)
+        if LOOKS:
+            look_pairs = tl.dot(looker, writer, acc=look_pairs, input_precision=PRECISION)
+        if ADDED:
+            add *= down
+            store_rows(added, token, add * ahead, t, valid, channels, HV * DK, DK, BK)
+            adder = tl.trans(add.to(operand))
+            added_pairs = tl.dot(reader, adder, acc=added_pairs, input_precision=PRECISION)
+            added_looks = tl.dot(looker, adder, acc=added_looks, input_precision=PRECISION)
+    else:
+        ending = power(whole - G)
+        store_rows(queries, token, query * power(read), t, valid, channels, HV * DK, DK, BK)
+        store_rows(writes, token, write * ending, t, valid, channels, HV * DK, DK, BK)
+        if ADDED:
+            store_rows(added, token, add * ending, t, valid, channels, HV * DK, DK, BK)
+        pairs += decayed_pairs(query, write, read, G, t, operand, C, WIDE, ROUNDS, PRECISION)
+        if LOOKS:
+            look_pairs += decayed_pairs(key, write, look, G, t, operand, C, WIDE, ROUNDS, PRECISION)
+        if ADDED:
+            added_pairs += decayed_pairs(query, add, read, G, t, operand, C, WIDE, ROUNDS, PRECISION)
+            added_looks += decayed_pairs(key, add, look, G, t, operand, C, WIDE, ROUNDS, PRECISION)
+    return pairs, look_pairs, added_pairs, added_looks
 
 
 @kernel("N T scale decay_stride weight_stride")
@@ -25,7 +89,7 @@ def prepare_kernel(
     N, T, scale, decay_stride, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr, ADDED: tl.constexpr,
     TIED: tl.constexpr, WEIGHTED: tl.constexpr, SOLVED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
-    PACKED: tl.constexpr, WIDE: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, WIDE: tl.constexpr, REACH: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk and value head a program, BK key channels at a time.
 
@@ -37,12 +101,22 @@ def prepare_kernel(
     first, length = sequence(cu_seqlens, n, T, PACKED)
     if chunk * C >= length:
         return
-    own = head // (HV // H) * DK
     t = tl.arange(0, C)
     valid = chunk * C + t < length
     token = first + chunk * C
     i = t[:, None]
     j = t[None, :]
+    q += head // (HV // H) * DK
+    k += head // (HV // H) * DK
+    log_decay += head * DK
+    queries += head * DK
+    writes += head * DK
+    left += (tl.program_id(0).to(tl.int64) * HV + head) * DK
+    if not TIED:
+        w += head * DK
+    if ADDED:
+        p += head // (HV // H) * DK
+        added += head * DK
     b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
     pairs = tl.zeros([C, C], tl.float32)
     look_pairs = tl.zeros([C, C], tl.float32)
@@ -50,56 +124,40 @@ def prepare_kernel(
     added_looks = tl.zeros([C, C], tl.float32)
     for start in range(0, DK, BK):
         channels = start + tl.arange(0, BK)
-        query = load_rows(q + own, token, t, valid, channels, H * DK, DK, BK)
-        operand = query.dtype
-        query = query.to(tl.float32) * scale
-        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
-        if TIED:
-            write = key * b[:, None]
+        x = load_decays(log_decay, token, t, valid, channels, decay_stride, DK, BK, WIDE)
+        if is_near(x, t, C, REACH):
+            pairs, look_pairs, added_pairs, added_looks = prepare_tile(
+                x, q, k, w, p, queries, writes, added, left, pairs, look_pairs, added_pairs, added_looks,
+                token, t, valid, channels, b, scale,
+                H, HV, DK, BK, C, ERASE and not SOLVED, ADDED, TIED, LOOK_BEFORE, READ_BEFORE, WIDE, True, ROUNDS, PRECISION,
+            )  # fmt: skip
         else:
-            write = load_rows(w + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
-        G, before, whole = load_summed(log_decay + head * DK, token, t, valid, channels, decay_stride, DK, BK, WIDE)
-        read = before if READ_BEFORE else G
-        look = before if LOOK_BEFORE else G
-        ending = factor(whole[None, :] - G)
-        store_rows(queries + head * DK, token, query * factor(read), t, valid, channels, HV * DK, DK, BK)
-        store_rows(writes + head * DK, token, write * ending, t, valid, channels, HV * DK, DK, BK)
-        tl.store(left + (tl.program_id(0).to(tl.int64) * HV + head) * DK + channels, factor(whole), mask=channels < DK)
-        if ADDED:
-            add = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
-            store_rows(added + head * DK, token, add * ending, t, valid, channels, HV * DK, DK, BK)
-        rounds, near = rounds_of(G, whole, t, C, REACH)
-        for round in range(0, rounds):
-            at = meeting(G, round, near, t, C)
-            down = towards(at - G, near, REACH)
-            reader = (query * towards(read - at, near, REACH)).to(operand)
-            writer = tl.trans((write * down).to(operand))
-            seen = met(round, near, i, j, C, READ_BEFORE)
-            pairs += tl.where(seen, product(reader, writer, PRECISION), 0.0)
-            if (ERASE and not SOLVED) or ADDED:
-                looker = (key * towards(look - at, near, REACH)).to(operand)
-                looked = met(round, near, i, j, C, True)
-            if ERASE and not SOLVED:
-                look_pairs += tl.where(looked, product(looker, writer, PRECISION), 0.0)
-            if ADDED:
-                adder = tl.trans((add * down).to(operand))
-                added_pairs += tl.where(seen, product(reader, adder, PRECISION), 0.0)
-                added_looks += tl.where(looked, product(looker, adder, PRECISION), 0.0)
-    store_pairs(reads, token, head, pairs, t, valid, HV, C)
+            for strip in range(start, start + BK, STRIP):
+                few = strip + tl.arange(0, STRIP)
+                y = load_decays(log_decay, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
+                pairs, look_pairs, added_pairs, added_looks = prepare_tile(
+                    y, q, k, w, p, queries, writes, added, left, pairs, look_pairs, added_pairs, added_looks,
+                    token, t, valid, few, b, scale,
+                H, HV, DK, STRIP, C, ERASE and not SOLVED, ADDED, TIED, LOOK_BEFORE, READ_BEFORE, WIDE, False, ROUNDS, PRECISION,
+                )  # fmt: skip
+    seen = i > j if READ_BEFORE else i >= j
+    store_pairs(reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
     if ADDED:
-        store_pairs(added_reads, token, head, added_pairs, t, valid, HV, C)
+        store_pairs(added_reads, token, head, tl.where(seen, added_pairs, 0.0), t, valid, HV, C)
     if ERASE:
         if SOLVED:
             solved = load_rows(inverse + head * C, token, t, valid, t, HV * C, C, C)
         else:
-            solved = unit_lower_inverse(look_pairs, i, j, C, PRECISION == "tf32", PRECISION).to(inverse.dtype.element_ty)
+            a = tl.where(i > j, look_pairs, 0.0)
+            solved = unit_lower_inverse(a, i, j, C, PRECISION == "tf32", PRECISION).to(inverse.dtype.element_ty)
             store_pairs(inverse, token, head, solved, t, valid, HV, C)
         if ADDED:
-            store_pairs(added_errors, token, head, -product(solved, added_looks.to(solved.dtype), PRECISION), t, valid, HV, C)
+            a = tl.where(i > j, added_looks, 0.0).to(solved.dtype)
+            store_pairs(added_errors, token, head, -product(solved, a, PRECISION), t, valid, HV, C)
         for start in range(0, DK, BK):
             channels = start + tl.arange(0, BK)
-            key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
-            G, before, whole = load_summed(log_decay + head * DK, token, t, valid, channels, decay_stride, DK, BK, WIDE)
-            look = before if LOOK_BEFORE else G
-            decayed = (key.to(tl.float32) * factor(look)).to(key.dtype)
+            key = load_rows(k, token, t, valid, channels, H * DK, DK, BK)
+            x = load_decays(log_decay, token, t, valid, channels, decay_stride, DK, BK, WIDE)
+            G, before, _whole = summed(x, t, LOOK_BEFORE, WIDE)
+            decayed = (key.to(tl.float32) * power(before if LOOK_BEFORE else G)).to(key.dtype)
             store_rows(looks + head * DK, token, -product(solved, decayed, PRECISION), t, valid, channels, HV * DK, DK, BK)

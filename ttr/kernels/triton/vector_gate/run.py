@@ -69,7 +69,7 @@ class Plan:
             "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": max(16, power_of_two(s.dk)), "C": config.chunk, "ERASE": rule.erase,
             "ADDED": rule.added, "TIED": rule.tied, "WEIGHTED": kind.weight is not None, "LOOK_BEFORE": rule.look_before,
             "READ_BEFORE": rule.read_before, "PACKED": kind.packed, "WIDE": kind.dtype == torch.float32, "REACH": config.reach,
-            "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32", "LEARNED": learned,
+            "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32", "LEARNED": learned, "ROUNDS": config.chunk.bit_length(),
         }  # fmt: skip
         self.bound: dict[str, Bound] = {}
 
@@ -238,7 +238,7 @@ def backward(
     dweight = None if weight is None else empty((plan.key_tiles, *q.shape[:2], s.HV), dtype=torch.float32)
     plan.gradients()(
         q, k, w, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks,
-        dq, dk, dw, dp, dlog_decay, dweight, cu_seqlens, s.N, s.T, plan.chunks * s.HV, s.tokens, scale,
+        dq, dk, dw, dp, dlog_decay, dweight, cu_seqlens, s.N, s.T, s.tokens, scale,
         plan.decay_stride, plan.weight_stride,
     )  # fmt: skip
     if dweight is not None:
