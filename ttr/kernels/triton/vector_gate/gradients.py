@@ -26,7 +26,7 @@ from .rounds import decayed_pairs_gradient, load_pairs
 @triton.jit
 def gradients_tile(
     x, q, k, w, p, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, dq, dk, dw, dp, dlog_decay,
-    token, t, valid, count, channels, b, scale,
+    token, head, slot, t, valid, count, channels, b, scale,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     ERASE: tl.constexpr, ADDED: tl.constexpr, TIED: tl.constexpr, LEARNED: tl.constexpr, LOOK_BEFORE: tl.constexpr,
     READ_BEFORE: tl.constexpr, WIDE: tl.constexpr, NEAR: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
@@ -35,6 +35,8 @@ def gradients_tile(
     i = t[:, None]
     j = t[None, :]
     STRIDE: tl.constexpr = HV * C
+    own = head // (HV // H) * DK
+    place = (token * HV + head) * C
     xq = tl.zeros([C, BK], tl.float32)
     xk = tl.zeros([C, BK], tl.float32)
     xw = tl.zeros([C, BK], tl.float32)
@@ -42,30 +44,30 @@ def gradients_tile(
     past = tl.zeros([BK], tl.float32)
     for start in range(0, DV, BV):
         values = start + tl.arange(0, BV)
-        state = load_block(states, channels, values, DK, DV)
-        gradient = load_block(gradients, channels, values, DK, DV)
+        state = load_block(states + slot * DK * DV, channels, values, DK, DV)
+        gradient = load_block(gradients + slot * DK * DV, channels, values, DK, DV)
         if LEARNED:
             past += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
         state = tl.trans(state)
         gradient = tl.trans(gradient)
-        xq = tl.dot(load_rows(do, token, t, valid, values, HV * DV, DV, BV), state, acc=xq, input_precision=PRECISION)
-        xw = tl.dot(load_rows(error, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xw, input_precision=PRECISION)
+        xq = tl.dot(load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV), state, acc=xq, input_precision=PRECISION)
+        xw = tl.dot(load_rows(error + head * DV, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xw, input_precision=PRECISION)
         if ERASE:
-            xk = tl.dot(load_rows(derror, token, t, valid, values, HV * DV, DV, BV), state, acc=xk, input_precision=PRECISION)
+            xk = tl.dot(load_rows(derror + head * DV, token, t, valid, values, HV * DV, DV, BV), state, acc=xk, input_precision=PRECISION)
         if ADDED:
-            xp = tl.dot(load_rows(v, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xp, input_precision=PRECISION)
+            xp = tl.dot(load_rows(v + head * DV, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xp, input_precision=PRECISION)
 
-    query = load_rows(q, token, t, valid, channels, H * DK, DK, BK)
+    query = load_rows(q + own, token, t, valid, channels, H * DK, DK, BK)
     operand: tl.constexpr = query.dtype
     query = query.to(tl.float32)
     if TIED or ERASE:
-        key = load_rows(k, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
     if TIED:
         write = key * b[:, None]
     else:
-        write = load_rows(w, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
+        write = load_rows(w + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
     if ADDED:
-        add = load_rows(p, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+        add = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
     G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
     read = before if READ_BEFORE else G
     look = before if LOOK_BEFORE else G
@@ -85,23 +87,23 @@ def gradients_tile(
             xp *= ahead
             ended += adder.to(tl.float32) * xp
         behind = tl.sum(ended, 0)
-        xq = tl.dot(load_pairs(reads, i, j, count, STRIDE), writer, acc=xq * (back * scale), input_precision=PRECISION)
-        xw = tl.dot(load_pairs(reads, j, i, count, STRIDE), reader, acc=xw, input_precision=PRECISION)
+        xq = tl.dot(load_pairs(reads + place, i, j, count, STRIDE), writer, acc=xq * (back * scale), input_precision=PRECISION)
+        xw = tl.dot(load_pairs(reads + place, j, i, count, STRIDE), reader, acc=xw, input_precision=PRECISION)
         if ADDED:
-            xq = tl.dot(load_pairs(added_reads, i, j, count, STRIDE), adder, acc=xq, input_precision=PRECISION)
-            xp = tl.dot(load_pairs(added_reads, j, i, count, STRIDE), reader, acc=xp, input_precision=PRECISION)
+            xq = tl.dot(load_pairs(added_reads + place, i, j, count, STRIDE), adder, acc=xq, input_precision=PRECISION)
+            xp = tl.dot(load_pairs(added_reads + place, j, i, count, STRIDE), reader, acc=xp, input_precision=PRECISION)
         net = reader.to(tl.float32) * xq  # what is taken, less what is written
         if READ_BEFORE:
             hidden += net
-        store_rows(dq, token, xq * up, t, valid, channels, HV * DK, DK, BK)
+        store_rows(dq + head * DK, token, xq * up, t, valid, channels, HV * DK, DK, BK)
         if ERASE:
             up = power(look - middle)
             looker = (key * up).to(operand)
-            xk = tl.dot(load_pairs(looks, i, j, count, STRIDE), writer, acc=xk * -back, input_precision=PRECISION)
-            xw = tl.dot(load_pairs(looks, j, i, count, STRIDE), looker, acc=xw, input_precision=PRECISION)
+            xk = tl.dot(load_pairs(looks + place, i, j, count, STRIDE), writer, acc=xk * -back, input_precision=PRECISION)
+            xw = tl.dot(load_pairs(looks + place, j, i, count, STRIDE), looker, acc=xw, input_precision=PRECISION)
             if ADDED:
-                xk = tl.dot(load_pairs(added_looks, i, j, count, STRIDE), adder, acc=xk, input_precision=PRECISION)
-                xp = tl.dot(load_pairs(added_looks, j, i, count, STRIDE), looker, acc=xp, input_precision=PRECISION)
+                xk = tl.dot(load_pairs(added_looks + place, i, j, count, STRIDE), adder, acc=xk, input_precision=PRECISION)
+                xp = tl.dot(load_pairs(added_looks + place, j, i, count, STRIDE), looker, acc=xp, input_precision=PRECISION)
             looked = looker.to(tl.float32) * xk
             if LOOK_BEFORE:
                 hidden += looked
@@ -132,7 +134,7 @@ def gradients_tile(
         behind = tl.sum(ended, 0)
         net -= ended
         dx, dy, taken, given = decayed_pairs_gradient(
-            reads, query, write, read, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+            reads + place, query, write, read, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
         )  # fmt: skip
         xq += dx
         xw += dy
@@ -141,7 +143,7 @@ def gradients_tile(
             hidden += taken
         if ERASE:
             dx, dy, taken, given = decayed_pairs_gradient(
-                looks, key, write, look, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+                looks + place, key, write, look, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
             )  # fmt: skip
             xk += dx
             xw += dy
@@ -150,7 +152,7 @@ def gradients_tile(
                 hidden += taken
         if ADDED:
             dx, dy, taken, given = decayed_pairs_gradient(
-                added_reads, query, add, read, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+                added_reads + place, query, add, read, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
             )  # fmt: skip
             xq += dx
             xp += dy
@@ -158,28 +160,28 @@ def gradients_tile(
             if READ_BEFORE:
                 hidden += taken
             dx, dy, taken, given = decayed_pairs_gradient(
-                added_looks, key, add, look, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
+                added_looks + place, key, add, look, G, t, count, operand, WIDE, ROUNDS, STRIDE, PRECISION
             )  # fmt: skip
             xk += dx
             xp += dy
             net += taken - given
             if LOOK_BEFORE:
                 hidden += taken
-        store_rows(dq, token, xq, t, valid, channels, HV * DK, DK, BK)
+        store_rows(dq + head * DK, token, xq, t, valid, channels, HV * DK, DK, BK)
 
     if LEARNED:
         later = added_up(t[:, None] <= t[None, :], net, tl.bfloat16 if operand == tl.bfloat16 else tl.float32)
         dg = later - hidden + (past * tl.reshape(power(whole), [BK]) + behind)[None, :]
-        store_rows(dlog_decay, token, dg, t, valid, channels, HV * DK, DK, BK)
+        store_rows(dlog_decay + head * DK, token, dg, t, valid, channels, HV * DK, DK, BK)
     dweight = tl.sum(xw * key, 1) if TIED else tl.sum(xw, 1)
     if TIED:
         xk += b[:, None] * xw
     else:
-        store_rows(dw, token, xw, t, valid, channels, HV * DK, DK, BK)
+        store_rows(dw + head * DK, token, xw, t, valid, channels, HV * DK, DK, BK)
     if TIED or ERASE:
-        store_rows(dk, token, xk, t, valid, channels, HV * DK, DK, BK)
+        store_rows(dk + head * DK, token, xk, t, valid, channels, HV * DK, DK, BK)
     if ADDED:
-        store_rows(dp, token, xp, t, valid, channels, HV * DK, DK, BK)
+        store_rows(dp + head * DK, token, xp, t, valid, channels, HV * DK, DK, BK)
     return dweight
 
 
@@ -208,49 +210,23 @@ def gradients_kernel(
     valid = t < count
     token = first + chunk * C
     slot = tl.program_id(0).to(tl.int64) * HV + head
-    place = (token * HV + head) * C
-    q += head // (HV // H) * DK
-    k += head // (HV // H) * DK
-    log_decay += head * DK
-    states += slot * DK * DV
-    gradients += slot * DK * DV
-    error += head * DV
-    do += head * DV
-    reads += place
-    dq += head * DK
-    if not TIED:
-        w += head * DK
-        dw += head * DK
-    if TIED or ERASE:
-        dk += head * DK
-    if ERASE:
-        derror += head * DV
-        looks += place
-    if ADDED:
-        p += head // (HV // H) * DK
-        v += head * DV
-        added_reads += place
-        added_looks += place
-        dp += head * DK
-    if LEARNED:
-        dlog_decay += head * DK
     b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
     channels = tile * BK + tl.arange(0, BK)
-    x = load_decays(log_decay, token, t, valid, channels, decay_stride, DK, BK, WIDE)
+    x = load_decays(log_decay + head * DK, token, t, valid, channels, decay_stride, DK, BK, WIDE)
     if is_near(x, t, C, REACH):
         own = gradients_tile(
             x, q, k, w, p, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, dq, dk, dw, dp, dlog_decay,
-            token, t, valid, count, channels, b, scale,
+            token, head, slot, t, valid, count, channels, b, scale,
             H, HV, DK, DV, BK, BV, C, ERASE, ADDED, TIED, LEARNED, LOOK_BEFORE, READ_BEFORE, WIDE, True, ROUNDS, PRECISION,
         )  # fmt: skip
     else:
         own = tl.zeros([C], tl.float32)
         for strip in range(tile * BK, (tile + 1) * BK, STRIP):
             few = strip + tl.arange(0, STRIP)
-            y = load_decays(log_decay, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
+            y = load_decays(log_decay + head * DK, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
             own += gradients_tile(
                 y, q, k, w, p, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, dq, dk, dw, dp, dlog_decay,
-                token, t, valid, count, few, b, scale,
+                token, head, slot, t, valid, count, few, b, scale,
                 H, HV, DK, DV, STRIP, BV, C, ERASE, ADDED, TIED, LEARNED, LOOK_BEFORE, READ_BEFORE, WIDE, False, ROUNDS, PRECISION,
             )  # fmt: skip
     if WEIGHTED and TIED:

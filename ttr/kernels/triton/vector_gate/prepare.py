@@ -24,28 +24,29 @@ from .rounds import decayed_pairs
 @triton.jit
 def prepare_tile(
     x, q, k, w, p, queries, writes, added, left, pairs, look_pairs, added_pairs, added_looks,
-    token, t, valid, channels, b, scale,
+    token, head, slot, t, valid, channels, b, scale,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, LOOKS: tl.constexpr, ADDED: tl.constexpr,
     TIED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, WIDE: tl.constexpr, NEAR: tl.constexpr,
     ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BK key channels, with the log2 decays x, [C, BK]: stored, and added to the products, [C, C]; LOOKS: to A."""
-    query = load_rows(q, token, t, valid, channels, H * DK, DK, BK)
+    own = head // (HV // H) * DK
+    query = load_rows(q + own, token, t, valid, channels, H * DK, DK, BK)
     operand: tl.constexpr = query.dtype
     query = query.to(tl.float32) * scale
     if TIED:
-        key = load_rows(k, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
         write = key * b[:, None]
     else:
-        write = load_rows(w, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
+        write = load_rows(w + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
         if LOOKS or ADDED:
-            key = load_rows(k, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+            key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
     if ADDED:
-        add = load_rows(p, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+        add = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
     G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
     read = before if READ_BEFORE else G
     look = before if LOOK_BEFORE else G
-    tl.store(left + channels[None, :], power(whole), mask=(channels < DK)[None, :])
+    tl.store(left + slot * DK + channels[None, :], power(whole), mask=(channels < DK)[None, :])
     if NEAR:
         middle = middle_of(G, t, C)
         back = power(middle)
@@ -53,8 +54,8 @@ def prepare_tile(
         down = power(middle - G)
         query *= power(read - middle)
         write *= down
-        store_rows(queries, token, query * back, t, valid, channels, HV * DK, DK, BK)
-        store_rows(writes, token, write * ahead, t, valid, channels, HV * DK, DK, BK)
+        store_rows(queries + head * DK, token, query * back, t, valid, channels, HV * DK, DK, BK)
+        store_rows(writes + head * DK, token, write * ahead, t, valid, channels, HV * DK, DK, BK)
         reader = query.to(operand)
         writer = tl.trans(write.to(operand))
         pairs = tl.dot(reader, writer, acc=pairs, input_precision=PRECISION)
@@ -64,16 +65,16 @@ def prepare_tile(
             look_pairs = tl.dot(looker, writer, acc=look_pairs, input_precision=PRECISION)
         if ADDED:
             add *= down
-            store_rows(added, token, add * ahead, t, valid, channels, HV * DK, DK, BK)
+            store_rows(added + head * DK, token, add * ahead, t, valid, channels, HV * DK, DK, BK)
             adder = tl.trans(add.to(operand))
             added_pairs = tl.dot(reader, adder, acc=added_pairs, input_precision=PRECISION)
             added_looks = tl.dot(looker, adder, acc=added_looks, input_precision=PRECISION)
     else:
         ending = power(whole - G)
-        store_rows(queries, token, query * power(read), t, valid, channels, HV * DK, DK, BK)
-        store_rows(writes, token, write * ending, t, valid, channels, HV * DK, DK, BK)
+        store_rows(queries + head * DK, token, query * power(read), t, valid, channels, HV * DK, DK, BK)
+        store_rows(writes + head * DK, token, write * ending, t, valid, channels, HV * DK, DK, BK)
         if ADDED:
-            store_rows(added, token, add * ending, t, valid, channels, HV * DK, DK, BK)
+            store_rows(added + head * DK, token, add * ending, t, valid, channels, HV * DK, DK, BK)
         pairs += decayed_pairs(query, write, read, G, t, operand, C, WIDE, ROUNDS, PRECISION)
         if LOOKS:
             look_pairs += decayed_pairs(key, write, look, G, t, operand, C, WIDE, ROUNDS, PRECISION)
@@ -106,17 +107,8 @@ def prepare_kernel(
     token = first + chunk * C
     i = t[:, None]
     j = t[None, :]
-    q += head // (HV // H) * DK
-    k += head // (HV // H) * DK
-    log_decay += head * DK
-    queries += head * DK
-    writes += head * DK
-    left += (tl.program_id(0).to(tl.int64) * HV + head) * DK
-    if not TIED:
-        w += head * DK
-    if ADDED:
-        p += head // (HV // H) * DK
-        added += head * DK
+    own = head // (HV // H) * DK
+    slot = tl.program_id(0).to(tl.int64) * HV + head
     b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
     pairs = tl.zeros([C, C], tl.float32)
     look_pairs = tl.zeros([C, C], tl.float32)
@@ -124,20 +116,20 @@ def prepare_kernel(
     added_looks = tl.zeros([C, C], tl.float32)
     for start in range(0, DK, BK):
         channels = start + tl.arange(0, BK)
-        x = load_decays(log_decay, token, t, valid, channels, decay_stride, DK, BK, WIDE)
+        x = load_decays(log_decay + head * DK, token, t, valid, channels, decay_stride, DK, BK, WIDE)
         if is_near(x, t, C, REACH):
             pairs, look_pairs, added_pairs, added_looks = prepare_tile(
                 x, q, k, w, p, queries, writes, added, left, pairs, look_pairs, added_pairs, added_looks,
-                token, t, valid, channels, b, scale,
+                token, head, slot, t, valid, channels, b, scale,
                 H, HV, DK, BK, C, ERASE and not SOLVED, ADDED, TIED, LOOK_BEFORE, READ_BEFORE, WIDE, True, ROUNDS, PRECISION,
             )  # fmt: skip
         else:
             for strip in range(start, start + BK, STRIP):
                 few = strip + tl.arange(0, STRIP)
-                y = load_decays(log_decay, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
+                y = load_decays(log_decay + head * DK, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
                 pairs, look_pairs, added_pairs, added_looks = prepare_tile(
                     y, q, k, w, p, queries, writes, added, left, pairs, look_pairs, added_pairs, added_looks,
-                    token, t, valid, few, b, scale,
+                    token, head, slot, t, valid, few, b, scale,
                 H, HV, DK, STRIP, C, ERASE and not SOLVED, ADDED, TIED, LOOK_BEFORE, READ_BEFORE, WIDE, False, ROUNDS, PRECISION,
                 )  # fmt: skip
     seen = i > j if READ_BEFORE else i >= j
@@ -156,8 +148,8 @@ def prepare_kernel(
             store_pairs(added_errors, token, head, -product(solved, a, PRECISION), t, valid, HV, C)
         for start in range(0, DK, BK):
             channels = start + tl.arange(0, BK)
-            key = load_rows(k, token, t, valid, channels, H * DK, DK, BK)
-            x = load_decays(log_decay, token, t, valid, channels, decay_stride, DK, BK, WIDE)
+            key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
+            x = load_decays(log_decay + head * DK, token, t, valid, channels, decay_stride, DK, BK, WIDE)
             G, before, _whole = summed(x, t, LOOK_BEFORE, WIDE)
             decayed = (key.to(tl.float32) * power(before if LOOK_BEFORE else G)).to(key.dtype)
             store_rows(looks + head * DK, token, -product(solved, decayed, PRECISION), t, valid, channels, HV * DK, DK, BK)
