@@ -32,7 +32,7 @@ def is_near(x, t, C: tl.constexpr, REACH: tl.constexpr):
     """Whether no channel goes further than 2^REACH in one half of the chunk."""
     early = tl.sum(tl.where((t < C // 2)[:, None], x, 0.0), 0)
     late = tl.sum(tl.where((t < C // 2)[:, None], 0.0, x), 0)
-    return tl.min(tl.minimum(early, late, NAN_STAYS), 0) >= -REACH
+    return tl.sum(((early < -REACH) | (late < -REACH)).to(tl.int32), 0) == 0
 
 
 @triton.jit
