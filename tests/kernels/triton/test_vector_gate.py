@@ -272,14 +272,16 @@ def test_export_and_operators():
             return ttr.regress(q, k, v, MECHANISMS["kda"], step=step, log_decay=log_decay, path="triton")[0]
 
     arguments = tuple(case.tensors[name] for name in ("q", "k", "v", "step", "log_decay"))
+    expected = Layer()(*arguments)
     program = torch.export.export(Layer(), arguments)
     assert any("vector_gate_forward" in str(node.target) for node in program.graph.nodes)
-    assert torch.equal(program.module()(*arguments), Layer()(*arguments))
+    assert torch.equal(program.module()(*arguments), expected)
     q, k, v, step, log_decay = arguments
     given = q, k, v, None, None, log_decay, step, None, None, 0.25, True, False, False
-    torch.library.opcheck(torch.ops.ttr.vector_gate_forward.default, (*given, True))
-    o, _, kept = torch.ops.ttr.vector_gate_forward.default(*given, True)
-    torch.library.opcheck(torch.ops.ttr.vector_gate_backward.default, (o, None, *given[:9], kept, *given[9:], True))
+    with poisoned():  # what nobody writes of a buffer is the same every time, as it is compared, too
+        torch.library.opcheck(torch.ops.ttr.vector_gate_forward.default, (*given, True))
+        o, _, kept = torch.ops.ttr.vector_gate_forward.default(*given, True)
+        torch.library.opcheck(torch.ops.ttr.vector_gate_backward.default, (o, None, *given[:9], kept, *given[9:], True))
 
 
 @pytest.mark.usefixtures("interpreter")
