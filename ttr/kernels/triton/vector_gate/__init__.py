@@ -4,9 +4,9 @@ E = v - S^T x, what the delta rule writes (ERASE; without it E = v); or -S^T x w
 (ADDED). x are the keys that look, w those that write: the same times a weight a head (TIED), or apart.
 
 forward    prepare, forward
-backward   prepare, states, reverse, pairs, gradients
+backward   prepare, states, reverse, [values], pairs, gradients
 between    where sequences are cut: forward and reverse once more, `local`, and segments (with ERASE the scalar gate's)
 
-prepare, pairs and gradients go over all chunks at once; what the scans carry from chunk to chunk is all that waits for its turn.
+In brackets: with ADDED. Only the scans (forward, states, reverse) wait for their turn; the others take all chunks at once.
 decays.py says how pairs of tokens are taken without a number that grows. run.py launches.
 """

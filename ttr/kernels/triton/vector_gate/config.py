@@ -23,18 +23,20 @@ class Config(NamedTuple):
     states: Launch
     reverse: Launch
     pairs: Launch
+    values: Launch
     gradients: Launch
     segments: Launch
 
 
 def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
-    """What a number bears: products of two factors 2^reach, of which fp16 has few."""
+    """reach is what a number bears: of products of two factors 2^reach, fp16 has few."""
     if dtype == torch.float32:
-        scan = Launch(32, 4, 1)
-        return Config(32, 40.0, Launch(32, 4, 1), scan, scan, scan, Launch(0, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1))
-    scan = Launch(64, 8 if max(dk, dv) > 128 else 4, 1)
-    reach = 4.0 if dtype == torch.float16 else 40.0
-    return Config(64, reach, Launch(64, 4, 1), scan, scan, scan, Launch(0, 4, 1), Launch(64, 4, 1), Launch(32, 4, 1))
+        tile = Launch(32, 4, 1)
+        return Config(32, 40.0, tile, tile, tile, tile, Launch(0, 4, 1), tile, tile, tile)
+    wide = max(dk, dv) > 128
+    scan = Launch(64, 8, 1) if wide else Launch(64, 4, 2)
+    tile = Launch(32, 4, 1)
+    return Config(64, 4.0 if dtype == torch.float16 else 40.0, tile, scan, scan, scan, Launch(0, 4, 1), Launch(64, 4, 1), tile, tile)
 
 
 class Choice(NamedTuple):

@@ -8,7 +8,8 @@ reads before it:
     A_ij = sum_k x_ik w_jk 2^(G_ik - G_jk), i > j       inverse = (I + A)^-1       looks = -inverse (x 2^G)
 
 What is written of the values as they are, with keys p of its own (ADDED), likewise: added and added_reads of p instead of w,
-and added_errors = -inverse A of p, the part of the errors that comes of it.
+and added_errors = -inverse A of p, the part of the errors that comes of it, or where inverse is there already (SOLVED), for
+backward, A of p itself.
 """
 
 import triton
@@ -144,8 +145,10 @@ def prepare_kernel(
             solved = unit_lower_inverse(a, i, j, C, PRECISION == "tf32", PRECISION).to(inverse.dtype.element_ty)
             store_pairs(inverse, token, head, solved, t, valid, HV, C)
         if ADDED:
-            a = tl.where(i > j, added_looks, 0.0).to(solved.dtype)
-            store_pairs(added_errors, token, head, -product(solved, a, PRECISION), t, valid, HV, C)
+            a = tl.where(i > j, added_looks, 0.0)
+            if not SOLVED:
+                a = -product(solved, a.to(solved.dtype), PRECISION)
+            store_pairs(added_errors, token, head, a, t, valid, HV, C)
         for start in range(0, DK, BK):
             channels = start + tl.arange(0, BK)
             key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)

@@ -1,9 +1,10 @@
-"""The scan from the last chunk to the first: the gradients of the states, of the errors and of v, transposed as `forward`.
+"""The scan from the last chunk to the first: the gradients of the states and of the errors, transposed as `forward`.
 
 D is the gradient of the state after a chunk, Y that of the errors as the state and the outputs take them:
 
     Y = writes D + reads^T dO,    dE = inverse^T Y,    D <- left D + queries^T dO + looks^T Y
-    dV = errors_of^T Y [+ added D + added_reads^T dO]            without ERASE dV = Y
+
+Without ERASE, dE = Y. Of errors that are values less what was predicted, it is the gradient of v.
 """
 
 import triton.language as tl
@@ -14,14 +15,14 @@ from ..tiles import first_slot, load_state, product, scanned, states_of, store_s
 
 @kernel("count T segments segment_chunks")
 def reverse_kernel(
-    queries, looks, writes, added, inverse, errors_of, reads, added_reads, left, do, end_gradient, derror, dv, gradients, first_gradient,
-    cu_seqlens, count, T, segments, segment_chunks,
+    queries, looks, writes, inverse, reads, left, do, end_gradient, derror, gradients, first_gradient, cu_seqlens,
+    count, T, segments, segment_chunks,
     HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr,
-    ADDED: tl.constexpr, FIRST: tl.constexpr, STARTED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, STARTED: tl.constexpr, LOCAL: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of value channels of one head over one segment, backwards.
 
-    derror: dE, with ADDED alone; it is dV otherwise. gradients: [chunks, Hv, dk, dv], D behind every chunk, count of them in all.
+    derror: dE. gradients: [chunks, Hv, dk, dv], D behind every chunk, count of them in all.
     end_gradient, first_gradient: [N, segments, Hv, dk, dv]. FIRST: first_gradient of segment 0.
     LOCAL: from D = 0, nothing but first_gradient, of segments 1, 2, ...
     """
@@ -38,14 +39,9 @@ def reverse_kernel(
         looks_ = tokens_of(looks, first, head, length, HV, DK, C, BK)
     if not LOCAL:
         states = states_of(gradients, count, DK, DV, BK, BV)
-        dvs = tokens_of(dv, first, head, length, HV, DV, C, BV)
+        derrors = tokens_of(derror, first, head, length, HV, DV, C, BV)
         if ERASE:
             systems = tokens_of(inverse, first, head, length, HV, C, C, C)
-        if ADDED:
-            added_ = tokens_of(added, first, head, length, HV, DK, C, BK)
-            added_reads_ = tokens_of(added_reads, first, head, length, HV, C, C, C)
-            added_errors = tokens_of(errors_of, first, head, length, HV, C, C, C)
-            derrors = tokens_of(derror, first, head, length, HV, DV, C, BV)
     keys = tl.arange(0, BK)
     values = tile * BV + tl.arange(0, BV)
     gradient = tl.zeros([BV, BK], tl.float32)
@@ -69,15 +65,9 @@ def reverse_kernel(
         if ERASE:
             gradient = tl.dot(y, looks_.load([row, 0]), acc=gradient, input_precision=PRECISION)
         if not LOCAL:
-            given = y
             if ERASE:
-                given = product(y, systems.load([row, 0]), PRECISION).to(operand)
-            if ADDED:
-                derrors.store([row, tile * BV], tl.trans(given))
-                x = product(future, tl.trans(added_.load([row, 0])), PRECISION)
-                x = tl.dot(out, added_reads_.load([row, 0]), acc=x, input_precision=PRECISION)
-                given = tl.dot(y, added_errors.load([row, 0]), acc=x, input_precision=PRECISION).to(operand)
-            dvs.store([row, tile * BV], tl.trans(given))
+                y = product(y, systems.load([row, 0]), PRECISION).to(operand)
+            derrors.store([row, tile * BV], tl.trans(y))
 
     if LOCAL:
         store_state(first_gradient + place * DK * DV, gradient, keys, values, DK, DV)

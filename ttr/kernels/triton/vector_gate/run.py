@@ -20,9 +20,9 @@ from .prepare import prepare_kernel
 from .reverse import reverse_kernel
 from .segments import segments_kernel
 from .states import states_kernel
+from .values import values_kernel
 
 PREPARED = "queries", "looks", "writes", "added", "errors_of", "reads", "added_reads", "left"  # of every chunk
-PAIRS = "reads", "looks", "added_reads", "added_looks"
 
 
 class Rule(NamedTuple):
@@ -134,6 +134,11 @@ class Plan:
         grid = self.chunks, self.kind.sizes.HV
         return self.launch("pairs", pairs_kernel, grid, self.kind.config.pairs, BV=max(16, power_of_two(self.kind.sizes.dv)))
 
+    def values(self) -> Bound:
+        launch, s = self.kind.config.values, self.kind.sizes
+        keys, values = (min(launch.tile, max(16, power_of_two(d))) for d in (s.dk, s.dv))
+        return self.launch("values", values_kernel, (self.chunks, s.HV, ceil_div(s.dv, values)), launch, BK=keys, BV=values)
+
     def gradients(self) -> Bound:
         launch = self.kind.config.gradients
         values = min(128 if self.kind.dtype.itemsize == 2 else 32, max(16, power_of_two(self.kind.sizes.dv)))
@@ -214,14 +219,16 @@ def backward(
     dv = torch.empty_like(v)
     derror = torch.empty_like(v) if rule.added else dv
     first = None if initial is None else torch.empty_like(initial)
-    inputs = queries, looks, writes, added, inverse, errors_of, reads, added_reads, left, do
+    inputs = queries, looks, writes, inverse, reads, left, do
     end = dlast
     if segments > 1:
         local, end = (empty((s.N * segments * s.HV, s.dk, s.dv), dtype=torch.float32) for _ in range(2))
-        plan.reverse(True)(*inputs, None, None, None, None, local, *scanned)
+        plan.reverse(True)(*inputs, None, None, None, local, *scanned)
         plan.join(dlast is not None, True)(dlast, local, kept["transfer"], end, segments)
         del local
-    plan.reverse(False)(*inputs, end, derror if rule.added else None, dv, gradients, first, *scanned)
+    plan.reverse(False)(*inputs, end, derror, gradients, first, *scanned)
+    if rule.added:
+        plan.values()(added, added_reads, errors_of, gradients, do, derror, dv, cu_seqlens, s.N, s.T)
     del scratch, made, inputs, queries, looks, writes, added, errors_of, reads, added_reads, left, end
 
     pair_shape = s.tokens, s.HV, config.chunk
