@@ -32,11 +32,13 @@ def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
     """reach is what a number bears: of products of two factors 2^reach, fp16 has few."""
     if dtype == torch.float32:
         tile = Launch(32, 4, 1)
-        return Config(32, 40.0, tile, tile, tile, tile, Launch(0, 4, 1), tile, tile, tile)
+        return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, Launch(16, 4, 1))
     wide = max(dk, dv) > 128
     scan = Launch(64, 8, 1) if wide else Launch(64, 4, 2)
     tile = Launch(32, 4, 1)
-    return Config(64, 4.0 if dtype == torch.float16 else 40.0, tile, scan, scan, scan, Launch(0, 4, 1), Launch(64, 4, 1), tile, tile)
+    return Config(
+        64, 4.0 if dtype == torch.float16 else 40.0, tile, scan, scan, scan, Launch(128, 4, 1), Launch(64, 4, 1), tile, Launch(16, 4, 1)
+    )
 
 
 class Choice(NamedTuple):

@@ -12,7 +12,8 @@ import triton.language as tl
 
 from ..tiles import LEAST_LOG_DECAY, LOG2E, NAN_STAYS, load_rows
 
-STRIP = tl.constexpr(16)  # channels of a tile that is not near, at a time
+# channels of a tile that is not near, at a time; over them and over the rounds nothing is hoisted, as registers are short there
+STRIP = tl.constexpr(16)
 
 
 @triton.jit

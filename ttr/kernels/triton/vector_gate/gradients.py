@@ -18,9 +18,15 @@ import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_numbers, load_rows, locate, sequence, store_rows
+from ..tiles import load_numbers, load_rows, locate, sequence, store_rows
 from .decays import STRIP, added_up, is_near, load_decays, middle_of, power, summed
 from .rounds import decayed_pairs_gradient, load_pairs
+
+
+@triton.jit
+def load_transposed(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
+    """A tile of a [dk, dv] state, [values, keys]."""
+    return tl.load(base + keys[None, :] * DV + values[:, None], mask=(keys < DK)[None, :] & (values < DV)[:, None], other=0.0)
 
 
 @triton.jit
@@ -44,12 +50,10 @@ def gradients_tile(
     past = tl.zeros([BK], tl.float32)
     for start in range(0, DV, BV):
         values = start + tl.arange(0, BV)
-        state = load_block(states + slot * DK * DV, channels, values, DK, DV)
-        gradient = load_block(gradients + slot * DK * DV, channels, values, DK, DV)
+        state = load_transposed(states + slot * DK * DV, channels, values, DK, DV)
+        gradient = load_transposed(gradients + slot * DK * DV, channels, values, DK, DV)
         if LEARNED:
-            past += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
-        state = tl.trans(state)
-        gradient = tl.trans(gradient)
+            past += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 0)
         xq = tl.dot(load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV), state, acc=xq, input_precision=PRECISION)
         xw = tl.dot(load_rows(error + head * DV, token, t, valid, values, HV * DV, DV, BV), gradient, acc=xw, input_precision=PRECISION)
         if ERASE:
@@ -221,7 +225,7 @@ def gradients_kernel(
         )  # fmt: skip
     else:
         own = tl.zeros([C], tl.float32)
-        for strip in range(tile * BK, (tile + 1) * BK, STRIP):
+        for strip in tl.range(tile * BK, (tile + 1) * BK, STRIP, disable_licm=True):
             few = strip + tl.arange(0, STRIP)
             y = load_decays(log_decay + head * DK, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
             own += gradients_tile(

@@ -125,7 +125,7 @@ def prepare_kernel(
                 H, HV, DK, BK, C, ERASE and not SOLVED, ADDED, TIED, LOOK_BEFORE, READ_BEFORE, WIDE, True, ROUNDS, PRECISION,
             )  # fmt: skip
         else:
-            for strip in range(start, start + BK, STRIP):
+            for strip in tl.range(start, start + BK, STRIP, disable_licm=True):
                 few = strip + tl.arange(0, STRIP)
                 y = load_decays(log_decay + head * DK, token, t, valid, few, decay_stride, DK, STRIP, WIDE)
                 pairs, look_pairs, added_pairs, added_looks = prepare_tile(

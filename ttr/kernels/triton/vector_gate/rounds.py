@@ -12,7 +12,10 @@ def meeting(G, round, t, WIDE: tl.constexpr):
     """About what is summed up to where the pairs of a round meet, as G. What a row is multiplied by for it, the column is divided by."""
     size = 1 << round
     row = tl.where(round == 0, t, (t & -size) + (size >> 1) - 1)
-    return added_up(t[None, :] == row[:, None], G.to(tl.float32), tl.float32 if WIDE else tl.float16)
+    if WIDE:
+        return tl.gather(G, tl.broadcast_to(row[:, None], G.shape), 0)
+    else:
+        return added_up(t[None, :] == row[:, None], G, tl.float16)
 
 
 @triton.jit
@@ -34,7 +37,7 @@ def decayed_pairs(
 ):  # fmt: skip
     """[C, C]: sum_k rows_ik columns_jk 2^(later_ik - G_jk) for i >= j; for i < j anything finite."""
     pairs = tl.zeros([C, C], tl.float32)
-    for round in range(0, ROUNDS):
+    for round in tl.range(0, ROUNDS, disable_licm=True):
         at = meeting(G, round, t, WIDE)
         a = (rows * bounded(later - at)).to(operand)
         b = tl.trans((columns * bounded(at - G)).to(operand))
@@ -64,7 +67,7 @@ def decayed_pairs_gradient(
     dcolumns = tl.zeros_like(rows)
     taken = tl.zeros_like(rows)
     given = tl.zeros_like(rows)
-    for round in range(0, ROUNDS):
+    for round in tl.range(0, ROUNDS, disable_licm=True):
         at = meeting(G, round, t, WIDE)
         up = bounded(later - at)
         down = bounded(at - G)

@@ -131,8 +131,8 @@ class Plan:
         return self.launch(name, kernel, (ceil_div(s.dv, tile) * s.N * s.HV,), launch, BV=tile, STARTED=started, BACKWARD=backward)
 
     def pairs(self) -> Bound:
-        grid = self.chunks, self.kind.sizes.HV
-        return self.launch("pairs", pairs_kernel, grid, self.kind.config.pairs, BV=max(16, power_of_two(self.kind.sizes.dv)))
+        launch, s = self.kind.config.pairs, self.kind.sizes
+        return self.launch("pairs", pairs_kernel, (self.chunks, s.HV), launch, BV=min(launch.tile, max(16, power_of_two(s.dv))))
 
     def values(self) -> Bound:
         launch, s = self.kind.config.values, self.kind.sizes
