@@ -20,7 +20,7 @@ from ..state import State, flatten
 from .api import regress
 from .arguments import Facts, axes_of, check_params, check_tensors, facts_of
 from .triton.decode import op  # noqa: F401  (it registers ttr::scalar_gate_step)
-from .triton.eligible import DTYPES, has_triton, plan_of, why_not_triton
+from .triton.eligible import DTYPES, by_channel, has_triton, plan_of, why_not_triton
 
 
 def decode(
@@ -96,6 +96,7 @@ def _fused(spec: Spec) -> bool:
         and spec.mini_batch == 1
         and not spec.optimizer.slots
         and spec.steps == 1
+        and not by_channel(spec)
         and spec.gate.kind in ("none", "fixed", "scalar")
         and spec.optimizer.step_rule.kind in ("plain", "nlms", "implicit")
         and spec.read.normalizer == "none"

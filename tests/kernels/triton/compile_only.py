@@ -28,6 +28,8 @@ from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.scalar_gate import plan, run
 from ttr.kernels.triton.two_slots import run as two_slots
 from ttr.kernels.triton.unit_norm import function as unit_norm
+from ttr.kernels.triton.vector_gate import config as vector_config
+from ttr.kernels.triton.vector_gate import run as vector_gate
 
 if __package__:
     from .ttgir import miscompiled_transposes
@@ -170,6 +172,29 @@ def solves(dk: int, itemsize: int) -> list[tuple]:
     return [launch for launch in found if launch[0].__name__ in ("statistics_kernel", "solve_kernel")]
 
 
+# what decays by channel: GLA, KDA, RWKV-7, each at dk = dv; the looks and reads before the token's decay with the second
+VECTOR_GATES = {
+    "gla 128": (vector_gate.Rule(False, True, False, False, False), 128), "gla 64": (vector_gate.Rule(False, True, False, False, True), 64),
+    "kda 128": (vector_gate.Rule(True, True, False, False, False), 128), "kda 64": (vector_gate.Rule(True, True, False, True, True), 64),
+    "rwkv7 128": (vector_gate.Rule(True, False, True, True, False), 128), "rwkv7 64": (vector_gate.Rule(True, False, True, True, False), 64),
+}  # fmt: skip
+
+
+def vector_gates(rule: vector_gate.Rule, d: int) -> list[tuple]:
+    """The launches of a gate for every key channel, forward and backward, cut into two segments, in bfloat16."""
+    found = []
+    record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
+    with record, torch.device("meta"):
+        B, T, H = 8, 4096, 16
+        q, numbers, initial = torch.empty(B, T, H, d, dtype=torch.bfloat16), torch.empty(B, T, H), torch.empty(B, H, d, d)
+        weight = numbers if rule.tied and rule.erase else None
+        given = q, q, q, None if rule.tied else q, q if rule.added else None, torch.empty(B, T, H, d), weight, initial, None
+        config = vector_config.config_of(q.dtype, d, d)
+        o, last, saved = vector_gate.forward(*given, 0.1, rule, config, 2, True)
+        vector_gate.backward(o, last, *given, saved, 0.1, rule, config, 2)
+    return found
+
+
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:
     """What Triton specialises this launch to: pointers on 16 bytes, None as a constant; numbers as far as the kernel lets it."""
     given = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
@@ -230,6 +255,9 @@ def main(everything: bool) -> dict:
     for sizes in LEAST_SQUARES:
         for launch in solves(*sizes):
             add(f"least squares {' '.join(map(str, sizes))}", *launch)
+    for name, what in VECTOR_GATES.items():
+        for launch in vector_gates(*what):
+            add(name, *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:
             continue

@@ -15,10 +15,10 @@ from ttr.kernels.triton.eligible import why_not_triton
 KERNEL = None
 # preset -> None, or a part of the reason for which the kernels do not serve it
 PRESETS = {
-    "deltanet": KERNEL, "gated_deltanet": KERNEL, "deltaproduct": KERNEL, "gated_deltaproduct": KERNEL, "lightning": KERNEL, "linear_attention": KERNEL,
+    "deltanet": KERNEL, "gated_deltanet": KERNEL, "deltaproduct": KERNEL, "gated_deltaproduct": KERNEL, "lightning": KERNEL,
+    "linear_attention": KERNEL,
     "linear_attention_unnormalised": KERNEL, "mamba2": KERNEL, "mlstm": KERNEL, "retnet": KERNEL,
-    "gla": "gate 'vector' decays every key channel", "kda": "gate 'vector' decays every key channel",
-    "rwkv7": "optimizer.write_key='separate'",
+    "gla": KERNEL, "kda": KERNEL, "rwkv7": KERNEL,
     "longhorn": "step is per value", "momentum_deltanet": KERNEL,
     "mesa": "optimizer 'rls' solves exactly", "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",

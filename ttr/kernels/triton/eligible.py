@@ -25,7 +25,7 @@ class Plan(NamedTuple):
 
     erase: the delta rule. look_before: the error is taken at the undecayed state. read_before: the query reads before the
     token's update. factor: weight = factor step. curvature: what the step rule is told. pad: channels that v grows by, the
-    normaliser's among them.
+    normaliser's among them. by_channel: the plan of `vector_gate`.
     """
 
     erase: bool
@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     curvature: float | None
     pad: int
     zero: bool
+    by_channel: bool
 
 
 @constant
@@ -46,8 +47,14 @@ def plan_of(spec, dv: int) -> Plan:
         erase=erase, look_before=erase and spec.gate.decays and spec.gate.order == "coupled",
         read_before=spec.read.at == "before", factor=curvature if erase else gain,
         curvature=None if spec.optimizer.step_rule.kind == "plain" else curvature,
-        pad=_pad(spec, dv), zero=not (init.learned or init.value or init.std),
+        pad=_pad(spec, dv), zero=not (init.learned or init.value or init.std), by_channel=by_channel(spec),
     )  # fmt: skip
+
+
+@constant
+def by_channel(spec) -> bool:
+    """Whether something of a linear declaration differs from key channel to key channel, or is written with keys of its own."""
+    return spec.gate.per_key or spec.separate_write_key or any(s.per == "key" and not s.constant for s in spec.signals().values())
 
 
 def _pad(spec, dv: int) -> int:
@@ -68,18 +75,18 @@ def why_not_triton(spec) -> str | None:
         return _why_not_mini_batches(spec)
     if not is_linear(spec):
         return why_nonlinear(spec)
-    if len(spec.optimizer.slots) > 1:
-        return f"optimizer {spec.optimizer.kind!r} carries {len(spec.optimizer.slots)} more slots; the kernels carry one beside the weights"
-    if spec.optimizer.slots and spec.steps > 1:
+    slots = spec.optimizer.slots
+    if len(slots) > 1:
+        return f"optimizer {spec.optimizer.kind!r} carries {len(slots)} more slots; the kernels carry one beside the weights"
+    if slots and spec.steps > 1:
         return f"optimizer.steps={spec.steps} with a slot beside the weights: the kernels take one step a token there"
-    if spec.separate_write_key:
-        return "optimizer.write_key='separate': the kernels write with the key they look up"
-    if spec.gate.per_key:
-        return f"gate {spec.gate.kind!r} decays every key channel by itself; the kernels take one decay a head"
+    if by_channel(spec) and (slots or spec.steps > 1):
+        more = f"optimizer.steps={spec.steps}" if spec.steps > 1 else f"optimizer {spec.optimizer.kind!r} carries a slot beside the weights"
+        return f"{more}, and a gate, a step or a write key of every key channel's own; the kernels take one of both"
     for name, s in spec.signals().items():
-        if s.per != "head":
-            return f"{name} is per {s.per}; the kernels take one number a head"
-    if spec.optimizer.slots:  # whatever it is: the kernels take the numbers that are probed of it
+        if s.per not in (("head",) if slots else ("head", "key")):
+            return f"{name} is per {s.per}; the kernels take one number a head or a key channel"
+    if slots:  # whatever it is: the kernels take the numbers that are probed of it
         return _why_not_objective(spec)
     others = sorted(spec.optimizer.signals().keys() - {"step"})
     if others:

@@ -52,12 +52,12 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         ones = torch.nn.functional.pad(wide.new_ones(1), (0, plan.pad - 1)).expand(*wide.shape[:-1], plan.pad)
         wide = torch.cat([wide, ones], -1)
         start = None if start is None else torch.nn.functional.pad(start, (0, plan.pad - 1))
-    signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items() if name in facts.gate_signals or name == "log_decay"}
-    log_decay, weight = _numbers(gate_decay(signals, call, torch.float32), Hv), _numbers(_weight(call, plan), Hv)
-    o, last = scalar_gate(
-        q.contiguous(), k.contiguous(), wide.contiguous(), log_decay, weight,
-        start, cu_seqlens, call.scale, plan.erase, plan.look_before, plan.read_before,
-    )  # fmt: skip
+    if plan.by_channel:
+        from .vector_gate.path import run as run_by_channel  # which takes its numbers as this module does
+
+        o, last = run_by_channel(call, plan, q, k, wide, start, cu_seqlens)
+    else:
+        o, last = _by_head(call, plan, q, k, wide, start, cu_seqlens)
     if not plan.pad:
         return o if o.dtype == v.dtype else o.to(v.dtype), State(weights={"W": last}, spec_hash=facts.hash)
     o = normalizer.normalize(o[..., : dv + 1].float(), spec.read).to(v.dtype)
@@ -74,6 +74,19 @@ def _with_micro_steps(call: Call) -> Call:
     if isinstance(step, Tensor) and step.ndim:
         step = repeated(step, 4)
     return call._replace(k=repeated(call.k, 5), v=repeated(call.v, 5), signals=call.signals | {"step": step})
+
+
+def _by_head(
+    call: Call, plan: Plan, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """o and the last state, with one decay and one step a head."""
+    facts, Hv, device = call.facts, call.sizes[3], v.device
+    signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items() if name in facts.gate_signals or name == "log_decay"}
+    log_decay, weight = _numbers(gate_decay(signals, call, torch.float32), Hv), _numbers(_weight(call, plan), Hv)
+    return scalar_gate(
+        q.contiguous(), k.contiguous(), v.contiguous(), log_decay, weight,
+        start, cu_seqlens, call.scale, plan.erase, plan.look_before, plan.read_before,
+    )  # fmt: skip
 
 
 def _weight(call: Call, plan: Plan) -> Tensor | None:

@@ -1,0 +1,12 @@
+"""Kernels of S <- 2^g S + w E^T [+ p v^T], o = scale S^T q, with a decay for every key channel of a head.
+
+E = v - S^T x, what the delta rule writes (ERASE; without it E = v); or -S^T x where what is written of v has keys p of its own
+(ADDED). x are the keys that look, w those that write: the same times a weight a head (TIED), or apart.
+
+forward    prepare, forward
+backward   prepare, states, reverse, [values], pairs, gradients
+between    where sequences are cut: forward and reverse once more, `local`, and segments (with ERASE the scalar gate's)
+
+In brackets: with ADDED. Only the scans (forward, states, reverse) wait for their turn; the others take all chunks at once.
+decays.py says how pairs of tokens are taken without a number that grows. run.py launches.
+"""

@@ -1,0 +1,76 @@
+"""Tile sizes, warps and stages, and into how many segments a sequence is cut: sizes decide, nobody searches."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import configs
+from ..buffers import Layout
+from ..configs import Launch
+from ..shapes import Sizes, ceil_div
+
+
+class Config(NamedTuple):
+    """chunk: tokens of one. reach: of `decays.is_near`. Tiles are of key channels in prepare and gradients, else of value channels."""
+
+    chunk: int
+    reach: float
+    prepare: Launch
+    forward: Launch
+    states: Launch
+    reverse: Launch
+    pairs: Launch
+    values: Launch
+    gradients: Launch
+    segments: Launch
+
+
+def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
+    """reach is what a number bears: of products of two factors 2^reach, fp16 has few."""
+    if dtype == torch.float32:
+        tile = Launch(32, 4, 1)
+        return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, Launch(16, 4, 1))
+    wide = max(dk, dv) > 128
+    scan = Launch(64, 8, 1) if wide else Launch(64, 4, 2)
+    tile = Launch(32, 4, 1)
+    return Config(
+        64, 4.0 if dtype == torch.float16 else 40.0, tile, scan, scan, scan, Launch(128, 4, 1), Launch(64, 4, 1), tile, Launch(16, 4, 1)
+    )
+
+
+class Choice(NamedTuple):
+    """How one call runs. room: for how many segments forward keeps states (0 where no length would be cut)."""
+
+    config: Config
+    segments: int
+    room: int
+
+
+@lru_cache(maxsize=4096)
+def _choose(arch: str, dtype: torch.dtype, dk: int, dv: int, heads: Any, T: Any) -> Choice:
+    config, processors = config_of(dtype, dk, dv), configs.multiprocessors(arch)
+    programs = heads * ceil_div(dv, config.forward.tile)
+    pieces = configs.segments(config.chunk, processors, programs, T)
+    few: Any = 1 - torch.sym_min(1, programs // max(1, 7 * processors // 10))
+    return Choice(config, pieces, few * pieces)
+
+
+def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, heads: Any, T: Any) -> Choice:
+    """heads: sequences x value heads. heads and T may be symbols."""
+    symbolic = isinstance(heads, torch.SymInt) or isinstance(T, torch.SymInt)
+    return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, heads, T)
+
+
+def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int) -> Layout:
+    """What forward keeps for backward. room: for how many segments."""
+    out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    if erase:
+        out["inverse"], out["error"] = ((s.tokens, s.HV, config.chunk), dtype), ((s.tokens, s.HV, s.dv), dtype)
+    # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or a factor a key channel
+    pieces = s.N * room * s.HV
+    out["starts"] = (pieces, s.dk, s.dv), torch.float32
+    out["transfer"] = (pieces, s.dk, s.dk) if erase else (pieces, s.dk), torch.float32
+    return Layout(out)

@@ -1,0 +1,73 @@
+"""Device functions: the decays of a chunk's key channels, and where its pairs of tokens meet.
+
+A pair's decay is a product of two factors through a token between them, 2^(later_i - G_at) 2^(G_at - G_j), so pairs are
+products of matrices. In a tile of channels none of which strays from the chunk's middle by more than 2^REACH (NEAR), all pairs
+meet there at once: one of the two factors is then above 1, by as much as a number bears. Otherwise they meet in rounds. The
+first takes every token with itself; round r has the pairs that lie in one block of 2^r tokens, in different halves of it, and
+they meet between the halves, where no factor is above 1. Nothing is divided, and no gate is too strong.
+"""
+
+import triton
+import triton.language as tl
+
+from ..tiles import LEAST_LOG_DECAY, LOG2E, NAN_STAYS, load_rows
+
+# channels of a tile that is not near, at a time; over them and over the rounds nothing is hoisted, as registers are short there
+STRIP = tl.constexpr(16)
+
+
+@triton.jit
+def load_decays(
+    log_decay, token, t, valid, channels, stride, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A chunk's log2 decays, [C, BLOCK]. WIDE: in float64, so that differences of their sums are float32's."""
+    x = load_rows(log_decay, token, t, valid, channels, stride, D, BLOCK).to(tl.float32)
+    x = tl.maximum(x, LEAST_LOG_DECAY, NAN_STAYS)
+    if WIDE:
+        x = x.to(tl.float64)
+    return x * LOG2E
+
+
+@triton.jit
+def is_near(x, t, C: tl.constexpr, REACH: tl.constexpr):
+    """Whether no channel goes further than 2^REACH in one half of the chunk."""
+    early = tl.sum(tl.where((t < C // 2)[:, None], x, 0.0), 0)
+    late = tl.sum(tl.where((t < C // 2)[:, None], 0.0, x), 0)
+    return tl.sum(((early < -REACH) | (late < -REACH)).to(tl.int32), 0) == 0
+
+
+@triton.jit
+def added_up(which, x, part: tl.constexpr):
+    """which @ x for a matrix of yes and no and one of float32, as a product: of two parts of x where those have 16 bits."""
+    which = tl.where(which, 1.0, 0.0).to(part)
+    if part == tl.float32:
+        return tl.dot(which, x, input_precision="tf32x3")
+    else:
+        high = x.to(part)
+        return tl.dot(which, (x - high.to(tl.float32)).to(part), acc=tl.dot(which, high))
+
+
+@triton.jit
+def summed(x, t, BEFORE: tl.constexpr, WIDE: tl.constexpr):
+    """The log2 decays of a chunk summed: up to and with each token, [C, BLOCK], before it (if BEFORE), and in all, [1, BLOCK]."""
+    if WIDE:
+        G = tl.cumsum(x, 0)
+    else:
+        G = added_up(t[:, None] >= t[None, :], x, tl.float16)
+    whole = tl.sum(tl.where((t == t.shape[0] - 1)[:, None], G, 0.0), 0)[None, :]
+    if BEFORE:
+        return G, G - x, whole
+    else:
+        return G, G, whole
+
+
+@triton.jit
+def middle_of(G, t, C: tl.constexpr):
+    """What is summed up to the chunk's middle, [1, BLOCK]."""
+    return tl.sum(tl.where((t == C // 2 - 1)[:, None], G, 0.0), 0)[None, :]
+
+
+@triton.jit
+def power(exponent):
+    """2^exponent in float32."""
+    return tl.exp2(exponent.to(tl.float32))

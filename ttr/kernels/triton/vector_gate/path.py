@@ -1,0 +1,55 @@
+"""From a checked call to the operators: one decay a key channel, and what each token writes with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ....objectives import slopes
+from ...arguments import Call, gate_decay
+from ..eligible import Plan
+from ..path import _numbers, _tensor, _weight
+from .op import vector_gate
+
+
+def run(call: Call, plan: Plan, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """o and the last state. q, k, v: of one dtype, v with the normaliser's channels."""
+    (_, _, H, Hv, _, _), step, write_key = call.sizes, call.signals["step"], call.write_key
+    w = weight = p = None
+    if isinstance(step, Tensor) and step.ndim == 4:
+        w = _write_keys(call, plan, step, k)
+        if not plan.erase:  # no key looks
+            q, k, w = q if Hv == H else q.repeat_interleave(Hv // H, 2), w, None
+    else:
+        weight = _numbers(_weight(call, plan), Hv)
+    if write_key is not None:
+        gain = slopes(call.spec.objective, call.sizes[5])[1]
+        p = (write_key if gain == 1.0 else write_key * gain).to(q.dtype).contiguous()
+    return vector_gate(
+        q.contiguous(), k.contiguous(), v.contiguous(), w, p, _log_decay(call), weight, start, cu_seqlens, call.scale,
+        plan.erase, plan.look_before, plan.read_before,
+    )  # fmt: skip
+
+
+def _write_keys(call: Call, plan: Plan, step: Tensor, k: Tensor) -> Tensor:
+    """[B, T, Hv, dk]: the keys times the steps that the step rule makes of the declared ones, and the objective's slope."""
+    _, _, H, Hv, _, _ = call.sizes
+    taken, keys = step.float().unflatten(2, (H, Hv // H)), k[:, :, :, None]
+    if plan.curvature is not None:
+        with torch.autocast(k.device.type, enabled=False):
+            taken = call.spec.optimizer.step_rule.effective(taken[..., None], keys.float()[..., None], plan.curvature)[..., 0]
+    return (taken * keys * plan.factor).flatten(2, 3).to(k.dtype)
+
+
+def _log_decay(call: Call) -> Tensor:
+    """[Hv, dk] or [B, T, Hv, dk] in the dtype it came in; a decay a head is that of all its channels."""
+    (B, T, _, Hv, dk, _), facts, device = call.sizes, call.facts, call.v.device
+    signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items() if name in facts.gate_signals or name == "log_decay"}
+    decay = gate_decay(signals, call, torch.float32)
+    if decay is None:
+        return torch.zeros(Hv, dk, device=device)
+    if decay.ndim in (0, 1):
+        decay = decay.expand(Hv)[:, None].expand(Hv, dk)
+    elif decay.ndim == 3:
+        decay = decay[..., None].expand(B, T, Hv, dk)
+    return decay.contiguous()

@@ -1,0 +1,82 @@
+"""Device functions: the pairs of a chunk whose gates are too strong for one product, round by round (`decays`)."""
+
+import triton
+import triton.language as tl
+
+from ..tiles import NAN_STAYS, product
+from .decays import added_up
+
+
+@triton.jit
+def meeting(G, round, t, WIDE: tl.constexpr):
+    """About what is summed up to where the pairs of a round meet, as G. What a row is multiplied by for it, the column is divided by."""
+    size = 1 << round
+    row = tl.where(round == 0, t, (t & -size) + (size >> 1) - 1)
+    if WIDE:
+        return tl.gather(G, tl.broadcast_to(row[:, None], G.shape), 0)
+    else:
+        return added_up(t[None, :] == row[:, None], G, tl.float16)
+
+
+@triton.jit
+def bounded(exponent):
+    """2^exponent in float32; what is cut off belongs to no pair of the round."""
+    return tl.exp2(tl.minimum(exponent.to(tl.float32), 1.0, NAN_STAYS))
+
+
+@triton.jit
+def met(round, i, j):
+    """Whether the tokens i and j meet in this round: in one block of 2^r tokens, in different halves of it."""
+    apart = i ^ j
+    return (apart >= (1 << round) >> 1) & (apart < 1 << round)
+
+
+@triton.jit
+def decayed_pairs(
+    rows, columns, later, G, t, operand: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """[C, C]: sum_k rows_ik columns_jk 2^(later_ik - G_jk) for i >= j; for i < j anything finite."""
+    pairs = tl.zeros([C, C], tl.float32)
+    for round in tl.range(0, ROUNDS, disable_licm=True):
+        at = meeting(G, round, t, WIDE)
+        a = (rows * bounded(later - at)).to(operand)
+        b = tl.trans((columns * bounded(at - G)).to(operand))
+        pairs += tl.where(met(round, t[:, None], t[None, :]), product(a, b, PRECISION), 0.0)
+    return pairs
+
+
+@triton.jit
+def load_pairs(base, reader, writer, count, STRIDE: tl.constexpr):
+    """Pairs [reader, writer] or, with the two broadcast the other way about, transposed; count: tokens there are."""
+    return tl.load(base + reader * STRIDE + writer, mask=reader < count, other=0.0)
+
+
+@triton.jit
+def decayed_pairs_gradient(
+    pairs, rows, columns, later, G, t, count, operand: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr, STRIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of `decayed_pairs`, from the gradients of the pairs: those of rows and of columns, and by token and channel what the
+    later tokens take and what the earlier ones give. All [C, BLOCK].
+
+    pairs: zero for i < j. What is taken and what is given add up to the same, but for float32's rounding of sums.
+    """
+    i = t[:, None]
+    j = t[None, :]
+    drows = tl.zeros_like(rows)
+    dcolumns = tl.zeros_like(rows)
+    taken = tl.zeros_like(rows)
+    given = tl.zeros_like(rows)
+    for round in tl.range(0, ROUNDS, disable_licm=True):
+        at = meeting(G, round, t, WIDE)
+        up = bounded(later - at)
+        down = bounded(at - G)
+        a = (rows * up).to(operand)
+        b = (columns * down).to(operand)
+        x = product(tl.where(met(round, i, j), load_pairs(pairs, i, j, count, STRIDE), 0.0), b, PRECISION)
+        y = product(tl.where(met(round, i, j), load_pairs(pairs, j, i, count, STRIDE), 0.0), a, PRECISION)
+        drows += x * up
+        taken += x * a.to(tl.float32)
+        dcolumns += y * down
+        given += y * b.to(tl.float32)
+    return drows, dcolumns, taken, given
