@@ -85,7 +85,7 @@ def load_rows(base, token, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl
     Zero where not valid and behind the last channel.
     """
     pointers = base + token * stride + i[:, None] * stride + columns[None, :]
-    if D % BLOCK == 0:
+    if BLOCK * (D // BLOCK) == D:
         return tl.load(pointers, mask=valid[:, None], other=0.0)
     else:
         return tl.load(pointers, mask=valid[:, None] & (columns < D)[None, :], other=0.0)
@@ -95,7 +95,7 @@ def load_rows(base, token, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl
 def store_rows(base, token, x, i, valid, columns, stride, D: tl.constexpr, BLOCK: tl.constexpr):
     """The inverse of `load_rows`."""
     pointers = base + token * stride + i[:, None] * stride + columns[None, :]
-    if D % BLOCK == 0:
+    if BLOCK * (D // BLOCK) == D:
         tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None])
     else:
         tl.store(pointers, x.to(base.dtype.element_ty), mask=valid[:, None] & (columns < D)[None, :])
