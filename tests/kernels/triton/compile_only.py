@@ -24,8 +24,10 @@ from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
 from ttr.kernels.triton.least_squares import plan as solving
 from ttr.kernels.triton.least_squares import run as least_squares
+from ttr.kernels.triton.mini_batch import masks
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.scalar_gate import plan, run
+from ttr.kernels.triton.two_layers import run as two_layers
 from ttr.kernels.triton.two_slots import run as two_slots
 from ttr.kernels.triton.unit_norm import function as unit_norm
 from ttr.kernels.triton.vector_gate import config as vector_config
@@ -127,6 +129,33 @@ def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: 
         given = q, q, v, *numbers, gamma, gamma
         o, last, last_bias, *saved = mini_batch.forward(*given, first, first_bias, form)
         mini_batch.backward(o, last, last_bias, *given, first_bias, *saved, form)
+    return found
+
+
+# tokens of a mini-batch, slots; with biases: Titans' memory, TTT-MLP; heads of 64, 256 hidden units
+TWO_LAYERS = ((64, 2, False), (16, 1, True))
+
+
+def two_layer_launches(size: int, slots: int, biased: bool) -> list[tuple]:
+    """The launches of mini-batches on two layers, forward and backward, in bfloat16, as on a GPU of 132 multiprocessors."""
+    found = []
+    record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
+    parts = mock.patch.object(two_layers, "parts_of", lambda hidden, device: hidden // 64)
+    together = mock.patch.object(two_layers, "heads_at_once", lambda hidden, device: 33)
+    with record, parts, together, torch.device("meta"):
+        B, M, H, d, hidden = 2, 4, 16, 64, 256
+        q = torch.empty(B, M * size, H, d, dtype=torch.bfloat16)
+        form = two_layers.Form(size, 2, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
+        if biased:  # as TTT: nothing but gradients moves the weights
+            numbers = None, None, torch.empty(B, M * size, H), None, torch.empty(H, size)
+        else:
+            mask, rows, written, kept = masks.forward(torch.empty(10, B, M * size, H), size, False)
+            masks.backward(mask, rows, written, kept, torch.empty(10, B, M * size, H), size, False)
+            numbers = mask, rows, written, kept, None
+        given = q, q, q, *numbers, torch.empty(H, d), torch.empty(H, d)
+        first = torch.empty(B, H, slots, 2 * d * hidden + (hidden + d if biased else 0))
+        o, last, checkpoints = two_layers.forward(*given, first, form, True)
+        two_layers.backward(o, last, *given, first, checkpoints, form)
     return found
 
 
@@ -249,6 +278,9 @@ def main(everything: bool) -> dict:
     for sizes in MINI_BATCHES:
         for launch in mini_batches(*sizes):
             add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)
+    for sizes in TWO_LAYERS:
+        for launch in two_layer_launches(*sizes):
+            add(f"two layers {' '.join(map(str, sizes[:2]))}", *launch)
     for sizes in TWO_SLOTS:
         for launch in two_slot_launches(*sizes):
             add(f"two slots {' '.join(map(str, sizes))}", *launch)

@@ -40,6 +40,11 @@ SPILLS: dict[str, int] = {
     "mini-batch 128 128 16 1 retreat_kernel": 48,
     "mini-batch 128 128 64 1 advance_kernel": 24,
     "mini-batch 128 128 64 1 retreat_kernel": 104,
+    # two layers: what is put away are mostly addresses; four warps with these were faster than eight without
+    "two layers 64 2 readers_kernel": 320,
+    "two layers 64 2 writers_kernel": 208,
+    "two layers 64 2 retreat_kernel": 280,
+    "two layers 64 2 written_gradient_kernel": 32,
     # two states of 128 x 64 take half of the registers; what is put away are addresses that do not change from chunk to chunk
     "two slots 128 128 2 True False forward_kernel": 232,
     "two slots 128 128 2 True False reverse_kernel": 152,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,14 +24,16 @@ library.define(
 def _forward(numbers, size, before):
     from . import masks
 
-    return masks.forward(*_ready(numbers), size, before)
+    given: Any = _ready(numbers)
+    return masks.forward(*given, size, before)
 
 
 def _backward(*args):
     from . import masks
 
     *tensors, size, before = args
-    return masks.backward(*_ready(*tensors), size, before)
+    given: Any = _ready(*tensors)
+    return masks.backward(*given, size, before)
 
 
 def _fake_forward(numbers, size, before):

@@ -45,16 +45,16 @@ def _forward(*args):
     from . import run
 
     *form, save = args[TENSORS:]
-    given: Any = _ready(*args[:TENSORS])
-    return run.forward(*given, _form(*form), save)
+    given: Any = *_ready(*args[:TENSORS]), _form(*form), save
+    return run.forward(*given)
 
 
 def _backward(do, dlast, *args):
     from . import run
 
     checkpoints, *form, mixed = args[TENSORS:]
-    given: Any = _ready(do, dlast, *args[:TENSORS])
-    dq, dk, dv, dmask, drows, dwritten, *some, dfirst = run.backward(*given, checkpoints, _form(*form), mixed)
+    given: Any = *_ready(do, dlast, *args[:TENSORS]), checkpoints, _form(*form), mixed
+    dq, dk, dv, dmask, drows, dwritten, *some, dfirst = run.backward(*given)
     return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some) if x is not None)]
 
 
@@ -122,7 +122,7 @@ def two_layers(*inputs) -> tuple[Tensor, Tensor]:
     together = min(N * HV, heads_at_once(hidden, tensors[2].get_device()))
     batches = T // size
     args = *tensors, size, ceil_div(batches, ceil_div(batches, max(1, PROGRAMS // together))), *form
-    if not differentiated(args[:TENSORS]):
+    if not differentiated(tensors):
         o, last, _ = torch.ops.ttr.two_layers_forward.default(*args, False)
         return o, last
     o, last, _ = apply(TwoLayers, *args)

@@ -167,7 +167,7 @@ def backward(
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
     dv_, dmemory, memory = torch.empty_like(v), dlast.clone(), torch.empty_like(first)
     dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
-    dkept = torch.empty_like(kept) if mixed else None
+    dkept = torch.empty_like(kept) if mixed and kept is not None else None
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
     affine, loss, made = (gamma, beta), (form.curvature, form.gain), None
