@@ -24,16 +24,16 @@ library.define(
 def _forward(numbers, size, before):
     from . import masks
 
-    given: Any = _ready(numbers)
-    return masks.forward(*given, size, before)
+    given: Any = *_ready(numbers), size, before
+    return masks.forward(*given)
 
 
 def _backward(*args):
     from . import masks
 
     *tensors, size, before = args
-    given: Any = _ready(*tensors)
-    return masks.backward(*given, size, before)
+    given: Any = *_ready(*tensors), size, before
+    return masks.backward(*given)
 
 
 def _fake_forward(numbers, size, before):
