@@ -1,10 +1,9 @@
 """Device functions: the decays of a chunk's key channels, and where its pairs of tokens meet.
 
 A pair's decay is a product of two factors through a token between them, 2^(later_i - G_at) 2^(G_at - G_j), so pairs are
-products of matrices. In a tile of channels none of which strays from the chunk's middle by more than 2^REACH (NEAR), all pairs
-meet there at once: one of the two factors is then above 1, by as much as a number bears. Otherwise they meet in rounds. The
-first takes every token with itself; round r has the pairs that lie in one block of 2^r tokens, in different halves of it, and
-they meet between the halves, where no factor is above 1. Nothing is divided, and no gate is too strong.
+products of matrices. In a chunk that is near, with no channel further than 2^REACH from its middle, all pairs meet there at
+once: one of the two factors is then above 1, by as much as a number bears. In a chunk that is far they meet in `rounds`, where
+no factor is above 1. Nothing is divided, and no gate is too strong.
 """
 
 import triton
@@ -12,13 +11,10 @@ import triton.language as tl
 
 from ..tiles import LEAST_LOG_DECAY, LOG2E, NAN_STAYS, load_rows
 
-# channels of a tile that is not near, at a time; over them and over the rounds nothing is hoisted, as registers are short there
-STRIP = tl.constexpr(16)
-
 
 @triton.jit
 def load_decays(
-    log_decay, token, t, valid, channels, stride, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    log_decay, token, t, valid, channels, stride: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A chunk's log2 decays, [C, BLOCK]. WIDE: in float64, so that differences of their sums are float32's."""
     x = load_rows(log_decay, token, t, valid, channels, stride, D, BLOCK).to(tl.float32)
@@ -29,11 +25,11 @@ def load_decays(
 
 
 @triton.jit
-def is_near(x, t, C: tl.constexpr, REACH: tl.constexpr):
-    """Whether no channel goes further than 2^REACH in one half of the chunk."""
+def is_far(x, t, C: tl.constexpr, REACH: tl.constexpr):
+    """1 if some channel goes further than 2^REACH in one half of the chunk."""
     early = tl.sum(tl.where((t < C // 2)[:, None], x, 0.0), 0)
     late = tl.sum(tl.where((t < C // 2)[:, None], 0.0, x), 0)
-    return tl.sum(((early < -REACH) | (late < -REACH)).to(tl.int32), 0) == 0
+    return tl.max(((early < -REACH) | (late < -REACH)).to(tl.int32), 0)
 
 
 @triton.jit

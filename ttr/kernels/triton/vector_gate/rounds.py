@@ -1,10 +1,16 @@
-"""Device functions: the pairs of a chunk whose gates are too strong for one product, round by round (`decays`)."""
+"""Device functions: the pairs of a far chunk (`decays`), round by round.
+
+The first round takes every token with itself. Round r has the pairs that lie in one block of 2^r tokens, in different halves of
+it, and they meet between the halves.
+"""
 
 import triton
 import triton.language as tl
 
 from ..tiles import NAN_STAYS, product
 from .decays import added_up
+
+ITEMS = tl.constexpr(8)  # chunks that one program looks at for far ones
 
 
 @triton.jit

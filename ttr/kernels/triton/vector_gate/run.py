@@ -15,9 +15,11 @@ from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
 from .config import Config, saved
 from .forward import forward_kernel
 from .gradients import gradients_kernel
+from .gradients_far import gradients_far_kernel
 from .pairs import pairs_kernel
-from .prepare import prepare_kernel
+from .prepare import prepare_far_kernel, prepare_kernel
 from .reverse import reverse_kernel
+from .rounds import ITEMS
 from .segments import segments_kernel
 from .states import states_kernel
 from .values import values_kernel
@@ -61,15 +63,18 @@ class Plan:
         self.kind, self.learned, self.save, self.ended = kind, learned, save, ended
         self.segment_chunks = ceil_div(ceil_div(s.T, config.chunk), kind.segments)
         self.chunks = s.slots(config.chunk, kind.packed)
-        self.decay_stride = s.HV * s.dk if kind.log_decay == 4 else 0
         self.weight_stride = s.HV if kind.weight == 3 else 0
-        self.key_tiles = ceil_div(s.dk, config.gradients.tile)
+        self.programs = ceil_div(self.chunks * s.HV, ITEMS.value)  # that look for far chunks
+        self.key_tile = min(config.gradients.tile, max(16, power_of_two(s.dk)))
+        self.key_tiles = ceil_div(s.dk, self.key_tile)
+        self.value_tile = min(128 if kind.dtype.itemsize == 2 else 32, max(16, power_of_two(s.dv)))  # of a state, in gradients
         self.kept, self.made = saved(s, kind.dtype, rule.erase, config, kind.room), Layout(self._made())
         self.numbers = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": max(16, power_of_two(s.dk)), "C": config.chunk, "ERASE": rule.erase,
             "ADDED": rule.added, "TIED": rule.tied, "WEIGHTED": kind.weight is not None, "LOOK_BEFORE": rule.look_before,
             "READ_BEFORE": rule.read_before, "PACKED": kind.packed, "WIDE": kind.dtype == torch.float32, "REACH": config.reach,
             "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32", "LEARNED": learned, "ROUNDS": config.chunk.bit_length(),
+            "PER_TOKEN": int(kind.log_decay == 4),
         }  # fmt: skip
         self.bound: dict[str, Bound] = {}
 
@@ -96,6 +101,10 @@ class Plan:
         tile = min(launch.tile, self.numbers["BK"])
         name = "prepare solved" if solved else "prepare"
         return self.launch(name, prepare_kernel, (self.chunks, self.kind.sizes.HV), launch, BK=tile, SOLVED=solved)
+
+    def prepare_far(self, solved: bool) -> Bound:
+        name = "prepare far solved" if solved else "prepare far"
+        return self.launch(name, prepare_far_kernel, (self.programs,), self.kind.config.far, BK=16, SOLVED=solved)
 
     def scan(self, name: str, kernel, launch: Any, segments: int, units: int = 0, **more: Any) -> Bound:
         """A tile of value channels a program; units: key channels, of which further tiles carry a segment's transfer."""
@@ -137,13 +146,15 @@ class Plan:
     def values(self) -> Bound:
         launch, s = self.kind.config.values, self.kind.sizes
         keys, values = (min(launch.tile, max(16, power_of_two(d))) for d in (s.dk, s.dv))
-        return self.launch("values", values_kernel, (self.chunks, s.HV, ceil_div(s.dv, values)), launch, BK=keys, BV=values)
+        return self.launch("values", values_kernel, (self.chunks * ceil_div(s.dv, values), s.HV), launch, BK=keys, BV=values)
 
     def gradients(self) -> Bound:
-        launch = self.kind.config.gradients
-        values = min(128 if self.kind.dtype.itemsize == 2 else 32, max(16, power_of_two(self.kind.sizes.dv)))
-        grid = self.chunks, self.kind.sizes.HV, self.key_tiles
-        return self.launch("gradients", gradients_kernel, grid, launch, BK=min(launch.tile, self.numbers["BK"]), BV=values)
+        launch, numbers = self.kind.config.gradients, {"BK": self.key_tile, "BV": self.value_tile}
+        return self.launch("gradients", gradients_kernel, (self.chunks * self.key_tiles, self.kind.sizes.HV), launch, **numbers)
+
+    def gradients_far(self) -> Bound:
+        launch, numbers = self.kind.config.far, {"BK": 16, "TILE": self.key_tile, "BV": self.value_tile}
+        return self.launch("gradients far", gradients_far_kernel, (self.programs, self.key_tiles), launch, **numbers)
 
 
 plan_of = lru_cache(maxsize=1024)(Plan)
@@ -172,7 +183,7 @@ def forward(
     kept, made = plan.kept.arrays(buffer), plan.made.arrays(scratch)
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     inverse = kept.get("inverse")
-    _prepare(plan, q, k, w, p, log_decay, weight, inverse, made, cu_seqlens, scale)
+    _prepare(plan, q, k, w, p, log_decay, weight, inverse, made, cu_seqlens, scale, False)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     if not rule.added:
         errors_of = inverse
@@ -187,13 +198,16 @@ def forward(
     return o, last, buffer if save else q.new_empty((0,), dtype=torch.uint8)
 
 
-def _prepare(plan: Plan, q, k, w, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float, solved: bool = False):
+def _prepare(plan: Plan, q, k, w, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float, solved: bool) -> Tensor:
+    """Returns which chunks are far, [chunks, Hv]."""
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     s = plan.kind.sizes
-    plan.prepare(solved)(
-        q, k, w, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, errors_of, left, cu_seqlens,
-        s.N, s.T, scale, plan.decay_stride, plan.weight_stride,
-    )  # fmt: skip
+    far = q.new_empty((plan.chunks, s.HV), dtype=torch.int32)
+    given = q, k, w, p, log_decay, weight, inverse
+    arrays = queries, looks, writes, added, reads, added_reads, errors_of, left, far, cu_seqlens
+    plan.prepare(solved)(*given, *arrays, s.N, s.T, scale, plan.weight_stride)
+    plan.prepare_far(solved)(*given, *arrays, s.N, s.T, plan.chunks * s.HV, scale, plan.weight_stride)
+    return far
 
 
 def backward(
@@ -209,7 +223,7 @@ def backward(
     kept, scratch = plan.kept.arrays(buffer), plan.made.make(q)
     made = plan.made.arrays(scratch)
     inverse, error = kept.get("inverse"), kept.get("error", v)
-    _prepare(plan, q, k, w, p, log_decay, weight, inverse, made, cu_seqlens, scale, True)
+    far = _prepare(plan, q, k, w, p, log_decay, weight, inverse, made, cu_seqlens, scale, True)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     scanned = cu_seqlens, plan.chunks * s.HV, s.T, segments, plan.segment_chunks
     start = kept["starts"] if segments > 1 else initial
@@ -243,11 +257,10 @@ def backward(
     dp = empty(per_head) if rule.added else None
     dlog_decay = empty(per_head, dtype=log_decay.dtype) if learned else None
     dweight = None if weight is None else empty((plan.key_tiles, *q.shape[:2], s.HV), dtype=torch.float32)
-    plan.gradients()(
-        q, k, w, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks,
-        dq, dk, dw, dp, dlog_decay, dweight, cu_seqlens, s.N, s.T, s.tokens, scale,
-        plan.decay_stride, plan.weight_stride,
-    )  # fmt: skip
+    given = q, k, w, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far
+    wanted = dq, dk, dw, dp, dlog_decay, dweight
+    plan.gradients()(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, scale, plan.weight_stride)
+    plan.gradients_far()(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, plan.chunks * s.HV, scale, plan.weight_stride)
     if dweight is not None:
         dweight = dweight.sum(0) if plan.key_tiles > 1 else dweight[0]
     if s.HV != s.H:

@@ -13,7 +13,9 @@ def values_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk, value head and tile of value channels a program, BK key channels at a time."""
-    n, chunk = locate(cu_seqlens, tl.program_id(0), N, T, C, PACKED)
+    TILES: tl.constexpr = (DV + BV - 1) // BV
+    slot = tl.program_id(0) // TILES
+    n, chunk = locate(cu_seqlens, slot, N, T, C, PACKED)
     head = tl.program_id(1)
     first, length = sequence(cu_seqlens, n, T, PACKED)
     if chunk * C >= length:
@@ -21,8 +23,8 @@ def values_kernel(
     t = tl.arange(0, C)
     valid = chunk * C + t < length
     token = first + chunk * C
-    values = tl.program_id(2) * BV + tl.arange(0, BV)
-    state = gradients + (tl.program_id(0).to(tl.int64) * HV + head) * DK * DV
+    values = tl.program_id(0) % TILES * BV + tl.arange(0, BV)
+    state = gradients + (slot.to(tl.int64) * HV + head) * DK * DV
     pairs = tl.trans(load_rows(added_reads + head * C, token, t, valid, t, HV * C, C, C))
     x = product(pairs, load_rows(do + head * DV, token, t, valid, values, HV * DV, DV, BV), PRECISION)
     pairs = tl.trans(load_rows(added_looks + head * C, token, t, valid, t, HV * C, C, C))
