@@ -41,14 +41,16 @@ CASES = {
         Linear(
             name="kda",
             title="delta rule, decay per key channel (KDA)",
-            who=("ttr", "fla"),
+            who=("ttr", "fla", "fla-bounded"),
+            notes={"fla-bounded": "safe_gate=True"},
             declaration={"regressor": "linear", "optimizer": "delta", "gate": {"kind": "vector", "order": "first"}},
             unit_keys=True,
         ),
         Linear(
             name="rwkv7",
             title="diagonal plus rank one (RWKV-7)",
-            who=("ttr", "fla"),
+            who=("ttr", "fla", "fla-bounded"),
+            notes={"fla-bounded": "lower_bound=-0.61"},
             declaration={
                 "regressor": "linear",
                 "optimizer": {"kind": "delta", "step": {"map": "sigmoid", "per": "key"}, "write_key": "separate"},
@@ -57,8 +59,9 @@ CASES = {
             },
             unit_keys=True,
             remark=(
-                "ours takes the key, a float32 rate for each of its channels and the key it writes with; fla's op takes -key and "
-                "rate * key, made beforehand and in bf16. Queries are not scaled."
+                "fla-bounded is the same op, told that no log decay lies below a bound; ours takes any. Ours takes the key, a float32 "
+                "rate for each of its channels and the key it writes with; fla's op takes -key and rate * key, made beforehand and in "
+                "bf16. Queries are not scaled."
             ),
         ),
         Linear(

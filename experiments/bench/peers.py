@@ -43,7 +43,7 @@ def version(distribution: str) -> str | None:
 
 def declines(who: str, case: Case, shape: Shape) -> str | None:
     """Why a contender does not run a shape by its documentation, or None."""
-    if shape.grouped and (who == "torch" or (who == "fla" and case.name not in GROUPED)):
+    if shape.grouped and (who == "torch" or (peer_of(who) == "fla" and case.name not in GROUPED)):
         return "takes no more value heads than key heads"
     if who == "flash_qla" and (shape.dk, shape.dv) != (128, 128):
         return "takes head size 128 only"

@@ -68,6 +68,8 @@ RULES = {f.__name__: f for f in (simple_gla, gla, delta, gated_delta, kda, rwkv7
 def peer_reads(name, who="fla"):
     """The op's recurrence in float64 on the tensors that it is given."""
     x = LINEAR[name].inputs(TINY, requires_grad=False, device="cpu")
+    if who == "fla-bounded":
+        assert all(bool((s >= ops.LOWER_BOUND).all()) for name, s in x.signals.items() if name == "log_decay")
     given = {name: y.double() for name, y in ops.OPS[who, name].tensors(x).items()}
     q = given.get("q", given.get("r"))
     B, T, H, D = q.shape
