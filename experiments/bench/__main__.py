@@ -3,6 +3,7 @@
     python -m experiments.bench                                       # the default shapes, everybody who is installed
     python -m experiments.bench --cases gated_delta --only both --quick
     python -m experiments.bench --extended --cold-peers --resume
+    python -m experiments.bench --cases gla kda rwkv7 deltaproduct2 momentum_delta mesa --peers fla    # decays per channel and more
     python -m experiments.bench --cases ttt_linear titans lact --extended --cold-peers     # nonlinear memories, growing sequences
 
 Peers: fla (fla-core), flash_qla (flash-qla), torch (scaled_dot_product_attention), titans_pytorch (titans-pytorch); `--peers`

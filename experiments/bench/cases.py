@@ -5,9 +5,10 @@ from __future__ import annotations
 from experiments.bench import flops
 from experiments.bench.layers import Layer
 from experiments.bench.linear import Linear
-from experiments.bench.shapes import LACT, NONLINEAR, NONLINEAR_MORE
+from experiments.bench.shapes import DEFAULT, LACT, NONLINEAR, NONLINEAR_MORE
 from experiments.bench.ttt_linear import MINI_BATCH, TTTLinear
 
+GATED_DELTA = {"regressor": "linear", "optimizer": "delta", "gate": {"kind": "scalar", "order": "first"}}
 CASES = {
     case.name: case
     for case in (
@@ -16,15 +17,12 @@ CASES = {
             title="scalar decay (simple GLA)",
             who=("ttr", "fla"),
             declaration={"regressor": "linear", "objective": "dot", "optimizer": {"kind": "sgd", "step": 1.0}, "gate": "scalar"},
-            log_decay=True,
         ),
         Linear(
             name="gated_delta",
             title="gated delta rule",
             who=("ttr", "fla", "flash_qla"),
-            declaration={"regressor": "linear", "optimizer": "delta", "gate": {"kind": "scalar", "order": "first"}},
-            step=True,
-            log_decay=True,
+            declaration=GATED_DELTA,
             unit_keys=True,
         ),
         Linear(
@@ -32,8 +30,79 @@ CASES = {
             title="delta rule",
             who=("ttr", "fla"),
             declaration={"regressor": "linear", "optimizer": "delta", "gate": "none"},
-            step=True,
             unit_keys=True,
+        ),
+        Linear(
+            name="gla",
+            title="decay per key channel (GLA)",
+            who=("ttr", "fla"),
+            declaration={"regressor": "linear", "objective": "dot", "optimizer": {"kind": "sgd", "step": 1.0}, "gate": "vector"},
+        ),
+        Linear(
+            name="kda",
+            title="delta rule, decay per key channel (KDA)",
+            who=("ttr", "fla", "fla-bounded"),
+            notes={"fla-bounded": "safe_gate=True"},
+            declaration={"regressor": "linear", "optimizer": "delta", "gate": {"kind": "vector", "order": "first"}},
+            unit_keys=True,
+        ),
+        Linear(
+            name="rwkv7",
+            title="diagonal plus rank one (RWKV-7)",
+            who=("ttr", "fla", "fla-bounded"),
+            notes={"fla-bounded": "lower_bound=-0.61"},
+            declaration={
+                "regressor": "linear",
+                "optimizer": {"kind": "delta", "step": {"map": "sigmoid", "per": "key"}, "write_key": "separate"},
+                "gate": {"kind": "vector", "order": "coupled"},
+                "read": {"at": "after", "scale": 1.0},
+            },
+            unit_keys=True,
+            remark=(
+                "fla-bounded is the same op, told that no log decay lies below a bound; ours takes any. Ours takes the key, a float32 "
+                "rate for each of its channels and the key it writes with; fla's op takes -key and rate * key, made beforehand and in "
+                "bf16. Queries are not scaled."
+            ),
+        ),
+        Linear(
+            name="deltaproduct2",
+            title="gated delta product, 2 micro-steps",
+            who=("ttr", "fla"),
+            declaration={**GATED_DELTA, "optimizer": {"kind": "delta", "steps": 2, "pairs": "separate"}},
+            unit_keys=True,
+        ),
+        Linear(
+            name="momentum_delta",
+            title="gated delta rule with momentum",
+            who=("ttr", "fla", "ttr-gated_delta"),
+            shapes=DEFAULT[:1],
+            more=DEFAULT[1:],
+            declaration={
+                **GATED_DELTA,
+                "optimizer": {"kind": "momentum", "nesterov": False, "step": "sigmoid", "momentum": "sigmoid"},
+            },
+            others={"ttr-gated_delta": GATED_DELTA},
+            notes={"fla": "PyTorch operations, no kernel", "ttr-gated_delta": "our gated delta rule"},
+            unit_keys=True,
+            remark=(
+                "the row ttr-gated_delta is our own gated delta rule on the same inputs, without the momentum: "
+                "another function, so 'ours / it' says there what the second slot costs. Momenta are 0.82 on average: fla's op divides "
+                "by their products over 64 tokens in float32, and from about 0.75 down its output is not that of its own recurrence."
+            ),
+        ),
+        Linear(
+            name="mesa",
+            title="least squares by conjugate gradients (MesaNet)",
+            who=("ttr", "fla"),
+            shapes=DEFAULT[:1],
+            more=DEFAULT[1:],
+            declaration={"base": "mesanet"},
+            unit_keys=True,
+            remark=(
+                "up to 30 conjugate-gradient steps a token. fla takes all of them, with 1e-5 added to its denominators; ours, at its "
+                "tolerance of 0, stops a token whose residual is below what its dtype resolves (in 16 bits 2^-13 of its query), "
+                "so its time depends on how well the keys condition the problem. Queries are not scaled."
+            ),
         ),
         Linear(name="sdpa", title="causal softmax attention", who=("torch",)),
         TTTLinear(

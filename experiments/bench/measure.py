@@ -114,7 +114,8 @@ def decoding(bench: Bench, case: Linear, shape: Shape, whos: tuple[str, ...]) ->
     """Microseconds a token over STEPS tokens in a row: launched one by one, and replayed from one CUDA graph."""
     x = case.inputs(shape, requires_grad=False)
     assert case.declaration is not None
-    W = ttr.regress(x.q, x.k, x.v, case.declaration, step=x.step, log_decay=x.log_decay, path="recurrent")[1].weights["W"]
+    signals: dict[str, Any] = dict(x.signals)
+    W = ttr.regress(x.q, x.k, x.v, case.declaration, path="recurrent", **signals)[1].weights["W"]
     outputs: dict[str, Tensor] = {}
     for who in whos:
         row: Row = {"kind": "decode", "case": case.name, "shape": shape.name, "who": who}

@@ -12,7 +12,8 @@ from experiments.bench.record import Row
 
 LEGEND = """\
 Medians; bf16, gates float32; sequences × tokens, 16 heads of 128 channels unless the name says otherwise (h: heads, hv: value
-heads, d: channels). "floor": q, k, v, o (and their gradients) moved once at the speed of a copy on this device, {bandwidth:.2f} TB/s.
+heads, d: channels). "floor": q, k, v, o, what else has channels (and their gradients) moved once at the speed of a copy on this device,
+{bandwidth:.2f} TB/s.
 "ours / it": below 1 ours takes less. "peak": memory of one forward and backward beside the inputs.
 "differs from ours": relative difference of the outputs, Frobenius. Decoding states that fit the L2 cache can beat their floor.
 "of matmul": achieved rate over that of a large torch.matmul in bf16 in the same run{matmul}. "path": what ours took.

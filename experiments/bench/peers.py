@@ -13,12 +13,13 @@ from typing import Any
 from experiments.bench.case import Case
 from experiments.bench.shapes import Shape
 
+GROUPED = ("gated_delta", "kda")  # where fla takes more value heads than key heads
 PEERS = ("fla", "flash_qla", "torch", "titans_pytorch")
 CHECK_REMOVED = "check removed, speed only"
 
 
 def peer_of(who: str) -> str:
-    """fla of fla-fused: one peer may be called in several ways."""
+    """fla of fla-fused: one peer may be called in several ways, ttr with other declarations."""
     return who.partition("-")[0]
 
 
@@ -42,7 +43,7 @@ def version(distribution: str) -> str | None:
 
 def declines(who: str, case: Case, shape: Shape) -> str | None:
     """Why a contender does not run a shape by its documentation, or None."""
-    if shape.grouped and (who == "torch" or (who == "fla" and case.name != "gated_delta")):
+    if shape.grouped and (who == "torch" or (peer_of(who) == "fla" and case.name not in GROUPED)):
         return "takes no more value heads than key heads"
     if who == "flash_qla" and (shape.dk, shape.dv) != (128, 128):
         return "takes head size 128 only"

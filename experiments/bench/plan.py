@@ -51,7 +51,7 @@ def plan(choice: Choice) -> tuple[list[Group], list[str]]:
     def group(kind: str, case: Case, shape: Shape, whos: Sequence[str]) -> Iterator[Group]:
         kept = []
         for who in whos:
-            if who != "ttr" and peers.peer_of(who) not in choice.there:
+            if (peer := peers.peer_of(who)) != "ttr" and peer not in choice.there:
                 continue
             reason = peers.declines(who, case, shape)
             if reason is None:

@@ -51,20 +51,23 @@ DECODE = tuple(Shape(name=f"B{B}", B=B, T=1, H=32, Hv=32) for B in (1, 8, 64))
 SHAPES = {shape.name: shape for shape in (*DEFAULT, *EXTENDED, *NONLINEAR_MORE, *LACT)}
 
 
-def floor_bytes(shape: Shape, kind: str) -> int:
+def floor_bytes(shape: Shape, kind: str, *, pairs: int = 1, write_key: bool = False, per_key: int = 0) -> int:
     """Bytes of q, k, v and o in 16 bits, each moved once: read and written by `forward`; `both` reads q, k, v and do
     again and writes dq, dk, dv. Of `decode`: these of one token, and the float32 state read and written.
 
-    With Hv = H and dk = dv = D that is 8 D a token-head for `forward` and 22 D for `both`. Steps and gates (8 bytes beside
-    8 D) and the final state are left out.
+    With Hv = H and dk = dv = D that is 8 D a token-head for `forward` and 22 D for `both`. Counted with them: all `pairs`
+    k, v of a token, its `write_key`s, and `per_key` gates and steps that have a float32 number a key channel. Numbers per
+    head (8 bytes beside 8 D) and the final state are left out.
     """
     keys = 2 * shape.B * shape.T * shape.H * shape.dk  # one of q, k
     values = 2 * shape.B * shape.T * shape.Hv * shape.dv  # one of v, o
-    forward = 2 * keys + 2 * values
+    signals = per_key * 4 * shape.B * shape.T * shape.Hv * shape.dk
+    inputs = (1 + pairs * (2 if write_key else 1)) * keys + pairs * values + signals
+    forward = inputs + values
     if kind == "forward":
         return forward
     if kind == "both":
-        return forward + 2 * keys + 2 * values + 2 * keys + values
+        return forward + inputs + values + inputs
     if kind == "decode":
         return forward + 2 * 4 * shape.B * shape.Hv * shape.dk * shape.dv
     raise ValueError(f"kind={kind!r}: expected 'forward', 'both' or 'decode'")
