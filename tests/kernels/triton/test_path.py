@@ -17,8 +17,7 @@ KERNEL = None
 PRESETS = {
     "deltanet": KERNEL, "gated_deltanet": KERNEL, "lightning": KERNEL, "linear_attention": KERNEL,
     "linear_attention_unnormalised": KERNEL, "mamba2": KERNEL, "mlstm": KERNEL, "retnet": KERNEL,
-    "gla": "gate 'vector' decays every key channel", "kda": "gate 'vector' decays every key channel",
-    "rwkv7": "optimizer.write_key='separate'",
+    "gla": KERNEL, "kda": KERNEL, "rwkv7": KERNEL,
     "deltaproduct": "optimizer.steps=3", "gated_deltaproduct": "optimizer.steps=2",
     "longhorn": "step is per value", "momentum_deltanet": "carries 1 more slot(s)",
     "mesa": "regressor 'least_squares' has paths of its own", "mesanet": "regressor 'least_squares' has paths of its own",
