@@ -218,7 +218,7 @@ def vector_gates(rule: vector_gate.Rule, d: int) -> list[tuple]:
         q, numbers, initial = torch.empty(B, T, H, d, dtype=torch.bfloat16), torch.empty(B, T, H), torch.empty(B, H, d, d)
         weight = numbers if rule.tied and rule.erase else None
         given = q, q, q, None if rule.tied else q, q if rule.added else None, torch.empty(B, T, H, d), weight, initial, None
-        config = vector_config.config_of(q.dtype, d, d, rule.added)
+        config = vector_config.config_of(q.dtype, d, d)
         o, last, saved = vector_gate.forward(*given, 0.1, rule, config, 2, True)
         vector_gate.backward(o, last, *given, saved, 0.1, rule, config, 2)
     return found

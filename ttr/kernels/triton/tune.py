@@ -57,7 +57,7 @@ def tune(
         raise ValueError("regressor='least_squares': the kernels of the solve have no table of configurations")
     plan, arch = plan_of(spec, dv), configs.arch_of(device)
     if plan.by_channel:
-        raise ValueError("the kernels of one decay a key channel have no table of configurations")
+        raise ValueError(f"gate {spec.gate.kind!r}: the kernels of one decay a key channel have no table of configurations")
     width = dv + plan.pad
     call = _Call(spec, B, T, H, Hv, dk, width, dtype, device)
     best = configs.config_for(arch, plan.erase, dk, width, dtype)

@@ -24,17 +24,14 @@ from .rounds import ITEMS, decayed_pairs
 
 @triton.jit
 def prepare_chunk(
-    q, k, w, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far, cu_seqlens,
-    slot, head, N, T, scale, weight_stride,
+    q, k, w, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far,
+    slot, head, first, chunk, length, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr, ADDED: tl.constexpr,
     TIED: tl.constexpr, WEIGHTED: tl.constexpr, SOLVED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
-    PACKED: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, NEAR: tl.constexpr, REACH: tl.constexpr,
-    ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, NEAR: tl.constexpr, REACH: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one value head, BK key channels at a time. NEAR: it says to `far` whether it is none, and leaves it then."""
     LOOKS: tl.constexpr = ERASE and not SOLVED
-    n, chunk = locate(cu_seqlens, slot, N, T, C, PACKED)
-    first, length = sequence(cu_seqlens, n, T, PACKED)
     own = head // (HV // H) * DK
     place = slot.to(tl.int64) * HV + head
     t = tl.arange(0, C)
@@ -51,6 +48,9 @@ def prepare_chunk(
     for start in range(0, DK, BK):
         channels = start + tl.arange(0, BK)
         x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
+        if NEAR:
+            strayed = tl.maximum(strayed, is_far(x, t, C, REACH))
+            x = tl.where(strayed > 0, 0.0, x)  # what comes of it is not used
         G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
         read = before if READ_BEFORE else G
         look = before if LOOK_BEFORE else G
@@ -67,7 +67,6 @@ def prepare_chunk(
         if ADDED:
             add = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
         if NEAR:
-            strayed = tl.maximum(strayed, is_far(x, t, C, REACH))
             middle = middle_of(G, t, C)
             down = power(middle - G)
             query *= power(read - middle)
@@ -100,7 +99,7 @@ def prepare_chunk(
         if ADDED:
             store_rows(added + head * DK, token, add * end_factor, t, valid, channels, HV * DK, DK, BK)
     if NEAR:
-        tl.store(far + place, tl.where(chunk * C < length, strayed, 0))
+        tl.store(far + place, strayed)
     if strayed == 0:
         seen = i > j if READ_BEFORE else i >= j
         store_pairs(reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
@@ -141,11 +140,17 @@ def prepare_kernel(
     inverse, reads, added_reads, added_errors: [tokens, Hv, C]; SOLVED: inverse is there. left: [chunks, Hv, dk].
     far: [chunks, Hv], 1 for chunks that are left to `prepare_far_kernel`.
     """
+    slot = tl.program_id(0)
+    head = tl.program_id(1)
+    n, chunk = locate(cu_seqlens, slot, N, T, C, PACKED)
+    first, length = sequence(cu_seqlens, n, T, PACKED)
+    if chunk * C >= length:
+        tl.store(far + slot.to(tl.int64) * HV + head, 0)
+        return
     prepare_chunk(
-        q, k, w, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far, cu_seqlens,
-        tl.program_id(0), tl.program_id(1), N, T, scale, weight_stride,
-        H, HV, DK, BK, C, ERASE, ADDED, TIED, WEIGHTED, SOLVED, LOOK_BEFORE, READ_BEFORE, PACKED, WIDE, PER_TOKEN, True, REACH, 0,
-        PRECISION,
+        q, k, w, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far,
+        slot, head, first, chunk, length, scale, weight_stride,
+        H, HV, DK, BK, C, ERASE, ADDED, TIED, WEIGHTED, SOLVED, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, True, REACH, 0, PRECISION,
     )  # fmt: skip
 
 
@@ -164,9 +169,13 @@ def prepare_far_kernel(
         for step in range(0, ITEMS):
             item = begin + step
             if tl.load(far + item, mask=item < count, other=0) > 0:
+                slot = item // HV
+                head = item % HV
+                n, chunk = locate(cu_seqlens, slot, N, T, C, PACKED)
+                first, length = sequence(cu_seqlens, n, T, PACKED)
                 prepare_chunk(
                     q, k, w, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far,
-                    cu_seqlens, item // HV, item % HV, N, T, scale, weight_stride,
-                    H, HV, DK, BK, C, ERASE, ADDED, TIED, WEIGHTED, SOLVED, LOOK_BEFORE, READ_BEFORE, PACKED, WIDE, PER_TOKEN, False, 0.0,
+                    slot, head, first, chunk, length, scale, weight_stride,
+                    H, HV, DK, BK, C, ERASE, ADDED, TIED, WEIGHTED, SOLVED, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, False, 0.0,
                     ROUNDS, PRECISION,
                 )  # fmt: skip
