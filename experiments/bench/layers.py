@@ -14,7 +14,7 @@ from experiments.bench.case import Case, Contender
 from experiments.bench.shapes import Shape
 
 MINI_BATCH = 64  # the preset titans'
-PATH = {"kind": "dual", "compile": True}
+PATHS = {"titans": "triton", "lact": {"kind": "dual", "compile": True}}  # preset -> ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Layer(Case):
         return Contender(call=lambda: forward(x.x), leaves=[x.x, *used])
 
     def _ours(self, shape: Shape) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        mixer = ttr.Mixer(shape.H * shape.dk, self.preset, n_heads=shape.H, head_dim=shape.dk, path=PATH)
+        mixer = ttr.Mixer(shape.H * shape.dk, self.preset, n_heads=shape.H, head_dim=shape.dk, path=PATHS[self.preset])
         return mixer, mixer
 
     def compared(self, who: str, o: Tensor, x: Inputs) -> None:
@@ -62,7 +62,8 @@ class Layer(Case):
         return None if self.operations is None else self.operations(shape, kind)
 
     def note(self, who: str, shape: Shape) -> str:
-        return "path dual, compiled" if who == "ttr" else super().note(who, shape)
+        path = PATHS[self.preset]
+        return super().note(who, shape) if who != "ttr" else f"path {path}" if isinstance(path, str) else f"path {path['kind']}, compiled"
 
 
 def _titans_pytorch(shape: Shape, who: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
