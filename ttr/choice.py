@@ -10,7 +10,8 @@ import torch
 
 from .constant import constant
 from .kernels.paths import PATHS
-from .kernels.triton.eligible import why_not_machine, why_not_sizes, why_not_triton
+from .kernels.triton.eligible import why_not_machine, why_not_triton
+from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .registry import unknown
 from .spec import spec as read_spec

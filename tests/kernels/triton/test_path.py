@@ -9,7 +9,7 @@ import torch
 
 import ttr
 from ttr import registry, testing
-from ttr.kernels.triton import eligible
+from ttr.kernels.triton import eligible, sizes
 from ttr.kernels.triton.eligible import why_not_triton
 
 KERNEL = None
@@ -207,3 +207,30 @@ def test_devices_by_any_name():
         ttr.select_path(DELTA, device="gpu")
     with pytest.raises(ValueError, match="path: got dict, expected a path's name"):
         ttr.select_path(DELTA, path={"kind": "chunk"})
+
+
+RUN = {  # what has not been run on a GPU in 16 bits, and what has
+    "kda": ({"dk": 128, "dv": 128}, "Triton 3.6 compiles the kernels for strong gates to wrong numbers; choose torch.float32"),
+    "rwkv7": ({"dk": 64, "dv": 64}, "Triton 3.6 compiles the kernels for strong gates to wrong numbers; choose torch.float32"),
+    "gla": ({"dk": 32, "dv": 32}, "have been run with heads of 64 and of 128; choose those, or torch.float32"),
+    "titans": ({"dk": 32, "dv": 32}, "on two layers the kernels have been run with heads of 64 alone; choose those, or torch.float32"),
+    "mesanet": (
+        {"dk": 64, "dv": 64},
+        "for least squares the kernels have been run with heads of 128 alone; choose those, or torch.float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_sizes_that_no_gpu_has_seen_in_16_bits_are_refused(name, monkeypatch):
+    monkeypatch.setattr(sizes, "interpreted", lambda: False)
+    heads, why = RUN[name]
+    with pytest.raises(ValueError, match=why):
+        ttr.select_path(name, path="triton", dtype=torch.bfloat16, **heads)
+    assert ttr.select_path(name, path="triton", dtype=torch.float32, **heads)[0] == "triton"
+
+
+@pytest.mark.parametrize(("name", "d"), [("gla", 64), ("gla", 128), ("titans", 64), ("ttt_mlp", 64), ("mesanet", 128)])
+def test_sizes_that_a_gpu_has_seen_are_taken(name, d, monkeypatch):
+    monkeypatch.setattr(sizes, "interpreted", lambda: False)
+    assert ttr.select_path(name, path="triton", dtype=torch.bfloat16, dk=d, dv=d)[0] == "triton"

@@ -1,4 +1,4 @@
-"""What the Triton kernels serve, decided without triton: declarations, head sizes, dtypes and machines."""
+"""What the Triton kernels serve, decided without triton: declarations and machines (sizes: `sizes`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import torch
 from ...constant import constant
 from ...objectives import slopes
 
-LARGEST = 256  # channels of a head
 LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens of one
-LARGEST_LAYER = 128  # channels of a head with mini-batches, and with a slot beside the weights
-LARGEST_OF_TWO, LARGEST_HIDDEN = 64, 8192  # of a memory of two layers: channels of a head, hidden units
-LARGEST_SOLVE = 128  # key channels of least squares in float32: the solve holds a matrix [dk, dk]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -198,30 +194,6 @@ def _why_not_probed(spec) -> str | None:
     for name, x in expected.items():
         if not torch.allclose(getattr(got, name), x, rtol=1e-12, atol=0):
             return f"optimizer {spec.optimizer.kind!r} is no plain step on the gradient (its {name} differs)"
-    return None
-
-
-def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | None) -> str | None:
-    """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
-    if dtype is not None and dtype not in DTYPES:
-        return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
-    layers = None if spec.mini_batch == 1 else spec.regressor.layers()
-    slots = spec.regressor.family == "trained" and spec.optimizer.slots
-    largest = LARGEST if layers is None and not slots else LARGEST_LAYER
-    deep = layers is not None and layers.activation is not None
-    if deep:
-        largest = LARGEST_OF_TWO
-    for name, d in (("dk", dk), ("dv", dv)):
-        if d is not None and (d % 16 or not 0 < d <= largest):
-            return f"{name}={d}; choose a multiple of 16 up to {largest}"
-    if deep and dk is not None and dv is not None:
-        _, hidden = next(iter(spec.regressor.state_shapes(dk, dv).values()))
-        if hidden > LARGEST_HIDDEN:
-            return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
-    if spec.regressor.family == "least_squares" and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
-        return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
-    if dv is not None and dv + _pad(spec, dv) > largest:
-        return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
     return None
 
 

@@ -37,7 +37,7 @@ def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
     scan, reach = Launch(64, 8, 1) if max(dk, dv) > 128 else Launch(64, 4, 2), 4.0 if dtype == torch.float16 else 40.0
     # narrower tiles of key channels would spill less, but Triton 3.6 compiles them to wrong numbers or addresses on Hopper
     tile = Launch(64, 4, 1)
-    return Config(64, reach, tile, scan, scan, scan, Launch(128, 4, 1), tile, tile, tile, Launch(16, 4, 1))
+    return Config(64, reach, tile, scan, scan, scan, Launch(128, 4, 1), tile, tile, Launch(16, 4, 1), Launch(16, 4, 1))
 
 
 class Choice(NamedTuple):

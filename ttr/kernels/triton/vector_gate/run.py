@@ -67,7 +67,6 @@ class Plan:
         self.programs = ceil_div(self.chunks * s.HV, ITEMS.value)  # that look for far chunks
         self.key_tile = min(config.gradients.tile, max(16, power_of_two(s.dk)))
         self.key_tiles = ceil_div(s.dk, self.key_tile)
-        self.far_tile = min(config.far.tile, max(16, power_of_two(s.dk)))
         self.value_tile = min(128 if kind.dtype.itemsize == 2 else 32, max(16, power_of_two(s.dv)))  # of a state, in gradients
         self.kept, self.made = saved(s, kind.dtype, rule.erase, config, kind.room), Layout(self._made())
         self.numbers = {
@@ -105,7 +104,7 @@ class Plan:
 
     def prepare_far(self, solved: bool) -> Bound:
         name = "prepare far solved" if solved else "prepare far"
-        return self.launch(name, prepare_far_kernel, (self.programs,), self.kind.config.far, BK=self.far_tile, SOLVED=solved)
+        return self.launch(name, prepare_far_kernel, (self.programs,), self.kind.config.far, BK=16, SOLVED=solved)
 
     def scan(self, name: str, kernel, launch: Any, segments: int, units: int = 0, **more: Any) -> Bound:
         """A tile of value channels a program; units: key channels, of which further tiles carry a segment's transfer."""
@@ -154,7 +153,7 @@ class Plan:
         return self.launch("gradients", gradients_kernel, (self.chunks * self.key_tiles, self.kind.sizes.HV), launch, **numbers)
 
     def gradients_far(self) -> Bound:
-        launch, numbers = self.kind.config.far, {"BK": min(self.far_tile, self.key_tile), "TILE": self.key_tile, "BV": self.value_tile}
+        launch, numbers = self.kind.config.far, {"BK": 16, "TILE": self.key_tile, "BV": self.value_tile}
         return self.launch("gradients far", gradients_far_kernel, (self.programs, self.key_tiles), launch, **numbers)
 
 

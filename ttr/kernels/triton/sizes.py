@@ -1,0 +1,62 @@
+"""Which sizes of heads and which numbers the Triton kernels take, decided without triton."""
+
+from __future__ import annotations
+
+import torch
+
+from ...objectives import slopes
+from .eligible import DTYPES, _pad, by_channel, interpreted
+
+LARGEST = 256  # channels of a head
+LARGEST_LAYER = 128  # with mini-batches, with a slot beside the weights, with a decay for every key channel
+LARGEST_OF_TWO, LARGEST_HIDDEN = 64, 8192  # of a memory of two layers: channels of a head, hidden units
+LARGEST_SOLVE = 128  # key channels of least squares in float32: the solve holds a matrix [dk, dk]
+
+
+def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | None) -> str | None:
+    """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
+    if dtype is not None and dtype not in DTYPES:
+        return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
+    layers = None if spec.mini_batch == 1 else spec.regressor.layers()
+    slots = spec.regressor.family == "trained" and spec.optimizer.slots
+    channels = spec.regressor.family == "trained" and by_channel(spec)
+    largest = LARGEST if layers is None and not slots and not channels else LARGEST_LAYER
+    deep = layers is not None and layers.activation is not None
+    if deep:
+        largest = LARGEST_OF_TWO
+    for name, d in (("dk", dk), ("dv", dv)):
+        if d is not None and (d % 16 or not 0 < d <= largest):
+            return f"{name}={d}; choose a multiple of 16 up to {largest}"
+    if deep and dk is not None and dv is not None:
+        _, hidden = next(iter(spec.regressor.state_shapes(dk, dv).values()))
+        if hidden > LARGEST_HIDDEN:
+            return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
+    if spec.regressor.family == "least_squares" and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
+        return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
+    if dv is not None and dv + _pad(spec, dv) > largest:
+        return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
+    if dtype is not None and dtype.itemsize == 2 and dk is not None and dv is not None and not interpreted():
+        return _why_not_run(spec, dtype, dk, dv, deep)
+    return None
+
+
+def _why_not_run(spec, dtype: torch.dtype, dk: int, dv: int, deep: bool) -> str | None:
+    """In 16 bits Triton 3.6 compiles some tiles to wrong numbers on Hopper: kernels are taken at the sizes that were run there."""
+    heads = f"dk={dk}, dv={dv} in {dtype}"
+    if deep and (dk, dv) != (64, 64):
+        return f"{heads}: on two layers the kernels have been run with heads of 64 alone; choose those, or torch.float32"
+    if spec.regressor.family == "least_squares" and (dk, dv) != (128, 128):
+        return f"{heads}: for least squares the kernels have been run with heads of 128 alone; choose those, or torch.float32"
+    if spec.regressor.family == "trained" and spec.mini_batch == 1 and by_channel(spec):
+        step = spec.signals().get("step")
+        own_keys = spec.separate_write_key or (step is not None and step.per == "key")
+        if slopes(spec.objective, dv)[0] or own_keys:
+            return (
+                f"a gate of every key channel's own with a delta rule, or keys to write with, in {dtype}: Triton 3.6 compiles the kernels "
+                "for strong gates to wrong numbers; choose torch.float32"
+            )
+        if (dk, dv) not in ((64, 64), (128, 128)):
+            return (
+                f"{heads}: with a decay a key channel the kernels have been run with heads of 64 and of 128; choose those, or torch.float32"
+            )
+    return None
