@@ -281,14 +281,14 @@ def main(everything: bool) -> dict:
     for sizes in TWO_LAYERS:
         for launch in two_layer_launches(*sizes):
             add(f"two layers {' '.join(map(str, sizes[:2]))}", *launch)
-    for sizes in TWO_SLOTS:
+    for sizes in TWO_SLOTS if everything else TWO_SLOTS[1:3]:
         for launch in two_slot_launches(*sizes):
             add(f"two slots {' '.join(map(str, sizes))}", *launch)
-    for sizes in LEAST_SQUARES:
+    for sizes in LEAST_SQUARES if everything else LEAST_SQUARES[1:2]:
         for launch in solves(*sizes):
             add(f"least squares {' '.join(map(str, sizes))}", *launch)
-    for name, what in VECTOR_GATES.items():
-        for launch in vector_gates(*what):
+    for name in VECTOR_GATES if everything else ("gla 128", "rwkv7 64"):
+        for launch in vector_gates(*VECTOR_GATES[name]):
             add(name, *launch)
     for key, config in configs.table()["sm_90"].rows.items():
         if not everything and str(key) not in SUBSET:

@@ -12,6 +12,7 @@ from ...constant import constant
 from ...objectives import slopes
 
 LEAST_MINI_BATCH, LARGEST_MINI_BATCH = 16, 64  # tokens of one
+HIDDEN = "gelu", "gelu_tanh", "silu", "relu", "tanh"  # the activations of `two_layers.activations`
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (9, 0)
 
@@ -147,7 +148,7 @@ def _predicts_as_its_layers(regressor) -> bool:
     from ...regressors.mlp import ACTIVATIONS
 
     said = regressor.layers()
-    if said is None:
+    if said is None or said.activation not in (None, *HIDDEN):
         return False
     generator = torch.Generator().manual_seed(0)
 

@@ -61,7 +61,7 @@ class Bound:
         """What another bound call was compiled to, if it fits; otherwise compile and launch, and None."""
         types = tuple(getattr(x, "dtype", x is None) for x in arguments)
         device = next(x for x in arguments if isinstance(x, Tensor)).get_device()
-        key = (device, *self.options.values(), types, tuple(self.constants.values()))
+        key = (device, *self.options.values(), types, tuple(self.constants.get(name) for name in self.kernel.fn.arg_names))
         known = self.kernel.compiled.get(key)
         if known is None:
             compiled = self.through_triton(*arguments)

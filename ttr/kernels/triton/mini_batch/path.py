@@ -149,7 +149,9 @@ def _numbers(call: Call, params: dict[str, Tensor]) -> tuple[None, None, Tensor,
 
 
 def _masks(call: Call, state: State, params: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """R, Q0, F and phi of every mini-batch: [B, mini-batches, Hv, ...]. One slot beside the weights has kernels that make them."""
+    """R, Q0, F and phi of every mini-batch: [B, mini-batches, Hv, ...]. One slot beside the weights has kernels that make them of
+    mini-batches of 2^n tokens; else torch does.
+    """
     spec, size, (B, T, _, Hv, _, _) = call.spec, int(call.spec.mini_batch), call.sizes
     if spec.optimizer.slots and not size & (size - 1):
         signals = {

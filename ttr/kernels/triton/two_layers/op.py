@@ -15,16 +15,15 @@ from ..autograd import apply, differentiated
 from ..mini_batch.op import Gradients
 from ..ops import _on_cpu, _on_its_device, _ready
 from ..shapes import ceil_div
-from .parts import heads_at_once
+from .parts import group_of
 
-PROGRAMS = 512  # heads x mini-batches of a group: enough for any GPU, and what is made of a group at a time stays small
 TENSORS = 11  # the first arguments of an operator
 library = torch.library.Library("ttr", "FRAGMENT")
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? rows, Tensor written, Tensor? kept, Tensor? factor, Tensor? gamma, "
     "Tensor? beta, Tensor first"
 )
-_FORM = "int size, int group, int hidden, bool biased, str activation, bool residual, float eps, float curvature, float gain, bool before"
+_FORM = "int size, int hidden, bool biased, str activation, bool residual, float eps, float curvature, float gain, bool before"
 _TAGS = torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order
 library.define(f"two_layers_forward({_INPUTS}, {_FORM}, bool save) -> (Tensor, Tensor, Tensor)", tags=_TAGS)  # o, last, checkpoints
 library.define(
@@ -62,8 +61,9 @@ def _like(*tensors: Tensor | None) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors if x is not None]
 
 
-def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, size, group, *options):
-    several = ceil_div(v.shape[1] // size, group) - 1 if options[-1] else 0
+def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, size, hidden, *options):
+    batches, device = v.shape[1] // size, v.device.index if v.is_cuda else -1
+    several = ceil_div(batches, group_of(batches, hidden, device)) - 1 if options[-1] else 0
     return *_like(v, first), first.new_empty((several, *first.shape))
 
 
@@ -115,14 +115,9 @@ class TwoLayersGradients(Gradients):
         return tuple(torch.ops.ttr.two_layers_backward.default(*args))
 
 
-def two_layers(*inputs) -> tuple[Tensor, Tensor]:
-    """(q, k, ..., first, size, *form but the group) -> o, the last memory."""
-    tensors, (size, *form) = inputs[:TENSORS], inputs[TENSORS:]
-    (N, T, HV, _), hidden = tensors[2].shape, form[0]
-    together = min(N * HV, heads_at_once(hidden, tensors[2].get_device()))
-    batches = T // size
-    args = *tensors, size, ceil_div(batches, ceil_div(batches, max(1, PROGRAMS // together))), *form
-    if not differentiated(tensors):
+def two_layers(*args) -> tuple[Tensor, Tensor]:
+    """(q, k, ..., first, *form) -> o, the last memory."""
+    if not differentiated(args[:TENSORS]):
         o, last, _ = torch.ops.ttr.two_layers_forward.default(*args, False)
         return o, last
     o, last, _ = apply(TwoLayers, *args)

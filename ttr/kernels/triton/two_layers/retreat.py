@@ -109,6 +109,7 @@ def retreat_kernel(
             given += n_f[:, None] * product(u, tl.trans(n_dy.to(operand)), PRECISION)
         curve = load_rows(curved, here, t, valid, units, M, M, BM).to(tl.float32)
         da = (dl * curve + given * dx).to(operand)
+        tl.debug_barrier()  # all have read what lay there
         store_rows(dhidden, here, da, t, valid, units, M, M, BM)
         row, n_row = load_both_rows(rows, place, t, valid, SIZE, SLOTS)
         asked = load_rows(dinner, here, t, valid, units, M, M, BM).to(tl.float32)

@@ -12,7 +12,7 @@ from ..launch import Bound, prepare
 from ..shapes import ceil_div, power_of_two
 from .advance import advance_kernel
 from .outputs import outputs_kernel
-from .parts import UNITS, heads_at_once, parts_of
+from .parts import UNITS, group_of, heads_at_once, parts_of
 from .readers import readers_kernel
 from .retreat import retreat_kernel
 from .writers import writers_kernel
@@ -23,13 +23,12 @@ READS = {"outputs": outputs_kernel, "readers": readers_kernel, "writers": writer
 
 
 class Form(NamedTuple):
-    """Tokens of a mini-batch, mini-batches of a group, hidden units, the layers and the loss, who reads when.
+    """Tokens of a mini-batch, hidden units, the layers and the loss, who reads when.
 
     f(x) = [x +] [LN](a(x Z + c) Y + d),    dl/df = curvature f - gain v
     """
 
     size: int
-    group: int
     hidden: int
     biased: bool
     activation: str
@@ -121,11 +120,12 @@ class Prepared:
             prepare()
         (N, T, H, dk), (HV, dv), device = q.shape, v.shape[2:], q.get_device()
         self.T, self.batches = T, T // form.size
-        self.groups = groups(N * HV, self.batches, form.group, heads_at_once(form.hidden, device))
+        self.count = group_of(self.batches, form.hidden, device)
+        self.groups = groups(N * HV, self.batches, self.count, heads_at_once(form.hidden, device))
         given = gamma is not None, mask is not None, factor is not None, mixed
         self.kind = Kind(0, 0, H, HV, dk, dv, slots, form, *given, q.dtype, device)
         launched = sum(len(own) for own in self.groups)
-        self.arrived = iter(q.new_zeros((2 * launched, N * HV), dtype=torch.int32))
+        self.arrived = iter(q.new_zeros((2 * launched, ceil_div(N * HV, 4) * 4), dtype=torch.int32))  # rows on 16 bytes
 
     def launches(self, group: Group) -> dict[str, Bound]:
         return launches(self.kind._replace(heads=group.heads, count=group.count))
@@ -138,7 +138,7 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form
     """o, the last memory, and with save the memory that every group but the first began with, [groups - 1, N, Hv, r, slot]."""
     call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, False)
     o, memory, made = torch.empty_like(v), first.clone(), None
-    checkpoints = first.new_empty((ceil_div(call.batches, form.group) - 1 if save else 0, *first.shape))
+    checkpoints = first.new_empty((ceil_div(call.batches, call.count) - 1 if save else 0, *first.shape))
     for own in call.groups:
         for i, group in enumerate(own):
             run = call.launches(group)

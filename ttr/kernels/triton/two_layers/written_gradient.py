@@ -88,4 +88,5 @@ def written_gradient_kernel(
             tl.store(dkept + at * SLOTS, kept_own)
             if SLOTS == 2:
                 tl.store(dkept + at * SLOTS + 1, kept_other)
+    tl.debug_barrier()  # all have read what lay there
     store_rows(dk + head * DK, token, dx, t, valid, keys, HV * DK, DK, BK)
