@@ -142,10 +142,11 @@ def two_layer_launches(size: int, slots: int, biased: bool) -> list[tuple]:
     record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
     parts = mock.patch.object(two_layers, "parts_of", lambda hidden, device: hidden // 64)
     together = mock.patch.object(two_layers, "heads_at_once", lambda hidden, device: 33)
-    with record, parts, together, torch.device("meta"):
+    few = mock.patch.object(two_layers, "group_of", lambda batches, hidden, device: 2)
+    with record, parts, together, few, torch.device("meta"):
         B, M, H, d, hidden = 2, 4, 16, 64, 256
         q = torch.empty(B, M * size, H, d, dtype=torch.bfloat16)
-        form = two_layers.Form(size, 2, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
+        form = two_layers.Form(size, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
         if biased:  # as TTT: nothing but gradients moves the weights
             numbers = None, None, torch.empty(B, M * size, H), None, torch.empty(H, size)
         else:
