@@ -259,8 +259,8 @@ def test_the_operators_keep_their_contract():
     ("spec", "why"),
     [
         (declare(steps=2), "one step a token"),
-        (declare(gate="vector"), "decays every key channel by itself"),
-        (declare(step={"map": "sigmoid", "per": "key"}), "step is per key"),
+        (declare(gate="vector"), "a slot beside the weights, and a gate"),
+        (declare(step={"map": "sigmoid", "per": "key"}), "a slot beside the weights, and a gate, a step"),
         (declare(momentum={"map": "sigmoid", "per": "value"}), "momentum is per value"),
         (declare("adam"), "not linear"),
     ],
