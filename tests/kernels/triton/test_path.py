@@ -214,9 +214,10 @@ RUN = {  # what has not been run on a GPU in 16 bits, and what has
     "rwkv7": ({"dk": 64, "dv": 64}, "Triton 3.6 compiles the kernels for strong gates to wrong numbers; choose torch.float32"),
     "gla": ({"dk": 32, "dv": 32}, "have been run with heads of 64 and of 128; choose those, or torch.float32"),
     "titans": ({"dk": 32, "dv": 32}, "on two layers the kernels have been run with heads of 64 alone; choose those, or torch.float32"),
+    "deltaproduct": ({"dk": 64, "dv": 64}, "for the delta rule with heads of 128; choose torch.float32"),
     "mesanet": (
         {"dk": 64, "dv": 64},
-        "for least squares the kernels have been run with heads of 128 alone; choose those, or torch.float32",
+        "for least squares the kernels have been run with heads of 128 in torch.bfloat16; choose those",
     ),
 }
 
@@ -230,7 +231,9 @@ def test_sizes_that_no_gpu_has_seen_in_16_bits_are_refused(name, monkeypatch):
     assert ttr.select_path(name, path="triton", dtype=torch.float32, **heads)[0] == "triton"
 
 
-@pytest.mark.parametrize(("name", "d"), [("gla", 64), ("gla", 128), ("titans", 64), ("ttt_mlp", 64), ("mesanet", 128)])
+@pytest.mark.parametrize(
+    ("name", "d"), [("gla", 64), ("gla", 128), ("titans", 64), ("ttt_mlp", 64), ("mesanet", 128), ("deltaproduct", 128)]
+)
 def test_sizes_that_a_gpu_has_seen_are_taken(name, d, monkeypatch):
     monkeypatch.setattr(sizes, "interpreted", lambda: False)
     assert ttr.select_path(name, path="triton", dtype=torch.bfloat16, dk=d, dv=d)[0] == "triton"
