@@ -10,7 +10,7 @@ import torch
 
 from .constant import constant
 from .kernels.paths import PATHS
-from .kernels.triton.eligible import why_not_machine, why_not_triton
+from .kernels.triton.eligible import why_not_chunks, why_not_machine, why_not_triton
 from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .registry import unknown
@@ -67,14 +67,15 @@ def _select(spec, path: str, short: int | None, device, dtype, dk, dv, capabilit
             return "recurrent", f"{short} tokens: {possible['recurrent']}"
         told = is_linear(spec) or best == "dual" or spec.regressor.family == "least_squares"
         if device not in (None, "cpu") and best != "triton" and told:
-            why += f"; no Triton kernel: {why_not_kernels(spec, device=device, **known)}"
+            no = why_not_kernels(spec, device=device, **known)
+            why += f"; no Triton kernel: {no}" if no is not None else f"; no Triton kernel over chunks: {why_not_chunks(spec)}"
         return best, why
     if path not in NAMES:
         raise unknown("path", path, ["auto", *possible, *(name for name in NAMES if name not in possible)])
     if path == "triton" and path not in possible:
         no = why_not_kernels(spec, device=device, **known)
         if no is None:
-            return path, "Triton kernels in the interpreter" if device == "cpu" else "Triton kernels, on a GPU"
+            return path, f"{_kernels(spec)} ({'in the interpreter' if device == 'cpu' else 'on a GPU'})"
         raise ValueError(f"path='triton' cannot serve this call: {no}; choose from {['auto', *possible]} ({best}: {why})")
     if path in possible:
         return path, possible[path]
@@ -89,13 +90,20 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     possible = _torch_targets(spec)
     if device == "cpu" or why_not_kernels(spec, device=device, **known) is not None:
         return possible
+    kernels = {"triton": _kernels(spec)}
+    # one event at a time: behind what torch does, until the two have been timed on a GPU
+    return {**possible, **kernels} if is_linear(spec) and why_not_chunks(spec) is not None else {**kernels, **possible}
+
+
+def _kernels(spec) -> str:
+    """What path='triton' makes of a declaration that it serves."""
     if spec.regressor.family == "least_squares":
-        how = "Triton kernels: the statistics between chunks, conjugate gradients on all tokens of a chunk at once"
-    elif spec.mini_batch != 1:
-        how = f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"
-    else:
-        how = "Triton kernels: matmuls inside chunks, forward and backward, nothing of [T, dk, dv] in memory"
-    return {"triton": how, **possible}
+        return "Triton kernels: the statistics between chunks, conjugate gradients on all tokens of a chunk at once"
+    if spec.mini_batch != 1:
+        return f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"
+    if (why := why_not_chunks(spec)) is not None:
+        return f"a Triton kernel, one event at a time: {why}"
+    return "Triton kernels: matmuls inside chunks, forward and backward, nothing of [T, dk, dv] in memory"
 
 
 def why_not_kernels(

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from ..inner_optim import Signals
 from ..kernels.api import regress
 from ..kernels.paths import PATHS, fresh_state
+from ..kernels.triton.eligible import why_not_chunks
 from ..layers.sizes import head_sizes
 from ..lowering import is_linear
 from ..objectives import slopes
@@ -90,7 +91,7 @@ def costs(spec: Spec, s: Sizes, T: int, path: str) -> Costs:
     else:
         flops, counted = _linear(spec, s.dk, s.dv) if is_linear(spec) else _trained(spec, s.dk, s.dv)
         moved = 2 * state_bytes
-        if path in ("chunk", "triton"):
+        if path == "chunk" or (path == "triton" and is_linear(spec) and why_not_chunks(spec) is None):
             size = inspect.signature(PATHS[family, "chunk"][0]).parameters["chunk_size"].default
             chunk, more = _chunk(spec, s.dk, s.dv, size)
             counted = f"{counted}; {more}"

@@ -20,7 +20,7 @@ from ..state import State, flatten
 from .api import regress
 from .arguments import Facts, axes_of, check_params, check_tensors, facts_of
 from .triton.decode import op  # noqa: F401  (it registers ttr::scalar_gate_step)
-from .triton.eligible import DTYPES, by_channel, has_triton, plan_of, why_not_triton
+from .triton.eligible import DTYPES, by_channel, has_triton, plan_of, why_not_chunks
 
 
 def decode(
@@ -91,9 +91,9 @@ def step_of(spec: Spec) -> Step:
 def _fused(spec: Spec) -> bool:
     """The kernels serve the declaration, and the step knows its one update a token, its gate, its step rule and its read."""
     return (
-        why_not_triton(spec) is None
-        and spec.regressor.family == "trained"
-        and spec.mini_batch == 1
+        spec.regressor.family == "trained"
+        and is_linear(spec)
+        and why_not_chunks(spec) is None
         and not spec.optimizer.slots
         and spec.steps == 1
         and not by_channel(spec)

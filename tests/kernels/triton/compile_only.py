@@ -26,6 +26,7 @@ from ttr.kernels.triton.least_squares import plan as solving
 from ttr.kernels.triton.least_squares import run as least_squares
 from ttr.kernels.triton.mini_batch import masks
 from ttr.kernels.triton.mini_batch import run as mini_batch
+from ttr.kernels.triton.recurrent import run as recurrent
 from ttr.kernels.triton.scalar_gate import plan, run
 from ttr.kernels.triton.two_layers import run as two_layers
 from ttr.kernels.triton.two_slots import run as two_slots
@@ -178,6 +179,25 @@ def two_slot_launches(dk: int, dv: int, itemsize: int, erase: bool, packed: bool
     return found
 
 
+# slots, what of the coefficients has key channels (d1) and value channels (d2), whether there are keys to write with
+RECURRENCES = {"slot": (1, 128, 1, True), "slots": (2, 128, 1, False), "columns": (1, 1, 128, False)}
+
+
+def scans(r: int, d1: int, d2: int, separate: bool) -> list[tuple]:
+    """The launches of one event at a time, two a token, heads of 128."""
+    found = []
+    record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
+    with record, torch.device("meta"):
+        heads, T, n, d = 128, 2048, 2, 128
+        q, row, number = torch.empty(heads, T, d), torch.empty(heads, T, n, d), torch.empty(r, heads, T, n, d1, d2)
+        A, read, first = torch.empty(r, r, heads, T, n, d1, d2), torch.empty(r, heads, T, 1, 1), torch.empty(r, heads, d, d)
+        known = (number, row, row) if separate else (None, None, None)
+        x = recurrent.Numbers(q, row, row, None if separate else row, A, number, number, read, *known)
+        o, last = recurrent.forward(x, first, recurrent.Form(True, False))
+        recurrent.backward(o, last, x, first, recurrent.Form(True, False))
+    return found
+
+
 # dk, the bytes of a number
 LEAST_SQUARES = ((64, 2), (128, 2), (256, 2), (128, 4))
 
@@ -285,6 +305,9 @@ def main(everything: bool) -> dict:
     for sizes in TWO_SLOTS if everything else TWO_SLOTS[1:3]:
         for launch in two_slot_launches(*sizes):
             add(f"two slots {' '.join(map(str, sizes))}", *launch)
+    for name, numbers in RECURRENCES.items():
+        for launch in scans(*numbers):
+            add(f"recurrent {name}", *launch)
     for sizes in LEAST_SQUARES if everything else LEAST_SQUARES[1:2]:
         for launch in solves(*sizes):
             add(f"least squares {' '.join(map(str, sizes))}", *launch)

@@ -10,16 +10,16 @@ import torch
 import ttr
 from ttr import registry, testing
 from ttr.kernels.triton import eligible, sizes
-from ttr.kernels.triton.eligible import why_not_triton
+from ttr.kernels.triton.eligible import why_not_chunks, why_not_triton
 
-KERNEL = None
-# preset -> None, or a part of the reason for which the kernels do not serve it
+KERNEL, EVENTS = None, "one event at a time"
+# preset -> None (kernels over chunks), EVENTS (a kernel, not what auto takes), or a part of the reason for which the kernels do not serve it
 PRESETS = {
     "deltanet": KERNEL, "gated_deltanet": KERNEL, "deltaproduct": KERNEL, "gated_deltaproduct": KERNEL, "lightning": KERNEL,
     "linear_attention": KERNEL,
     "linear_attention_unnormalised": KERNEL, "mamba2": KERNEL, "mlstm": KERNEL, "retnet": KERNEL,
     "gla": KERNEL, "kda": KERNEL, "rwkv7": KERNEL,
-    "longhorn": "step is per value", "momentum_deltanet": KERNEL,
+    "longhorn": EVENTS, "momentum_deltanet": KERNEL,
     "mesa": "optimizer 'rls' solves exactly", "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
@@ -40,6 +40,9 @@ def test_every_preset_is_served_or_the_reason_is_said():
             assert (why, path) == (None, "triton"), name
             assert ttr.select_path(spec, device="cuda", length=3)[0] == ("recurrent" if spec.mini_batch == 1 else "triton")
             assert ttr.select_path(spec, path="triton")[0] == "triton", "on whichever device"
+        elif reason is EVENTS:
+            assert why is None and path == "recurrent" and "no Triton kernel over chunks: " in said, said
+            assert reason in ttr.select_path(spec, path="triton")[1]
         else:
             assert why is not None and reason in why, (name, why)
             assert path == ttr.select_path(spec)[0]
@@ -110,11 +113,11 @@ def test_optimizers_are_probed(monkeypatch):
         cls = type(name, (ttr.Optimizer,), {"linear": True, "__annotations__": {}, "__doc__": "A rule of a test.", **body})
         return ttr.spec({"optimizer": ttr.optimizer(name)(dataclass(frozen=True, kw_only=True)(cls))(), "objective": "l2"})
 
-    assert why_not_triton(declare("same", update=lambda self, z, g, s: (z[0] - s.step * g,))) is None
-    assert "its b differs" in why_not_triton(declare("half", update=lambda self, z, g, s: (z[0] - s.step * g / 2,)))
-    assert "its A differs" in why_not_triton(declare("shrinks", update=lambda self, z, g, s: (0.9 * z[0] - s.step * g,)))
+    assert why_not_chunks(declare("same", update=lambda self, z, g, s: (z[0] - s.step * g,))) is None
+    assert "its b differs" in why_not_chunks(declare("half", update=lambda self, z, g, s: (z[0] - s.step * g / 2,)))
+    assert "its A differs" in why_not_chunks(declare("shrinks", update=lambda self, z, g, s: (0.9 * z[0] - s.step * g,)))
     read = {"update": lambda self, z, g, s: (z[0] - s.step * g,), "read": lambda self, z, s: 2 * z[0]}
-    assert "its read differs" in why_not_triton(declare("doubles", **read))
+    assert "its read differs" in why_not_chunks(declare("doubles", **read))
 
 
 VARIANTS = {

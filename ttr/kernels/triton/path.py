@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...state import State
-from .. import normalizer
+from .. import normalizer, padded
 from ..arguments import Call, check_packed, gate_decay, sequences
-from ..padded import initial
 from .autograd import scalar_gate
-from .eligible import Plan, plan_of
+from .eligible import Plan, plan_of, why_not_chunks
 from .least_squares import path as least_squares
 from .mini_batch import path as mini_batch
+from .recurrent.path import recurrent
 from .two_slots import path as two_slots
 
 
@@ -32,6 +32,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         return least_squares.run(call, dtype)
     if call.spec.mini_batch != 1:
         return mini_batch.run(call, dtype)
+    if why_not_chunks(call.spec) is not None:
+        return padded.run(call, dtype, recurrent, {})
     if call.facts.steps > 1:
         call = _with_micro_steps(call)
     v, spec, facts, (B, T, _, Hv, dk, dv) = call.v, call.spec, call.facts, call.sizes
@@ -46,7 +48,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         return two_slots.run(call, dtype, plan, signals, cu_seqlens, n)
     start = _start(call, plan, n)
     if T == 0 or n == 0:
-        return v.new_zeros(B, T, Hv, dv), initial(call.initial_state, spec, call.params, n, Hv, dk, dv, torch.float32, device)
+        return v.new_zeros(B, T, Hv, dv), padded.initial(call.initial_state, spec, call.params, n, Hv, dk, dv, torch.float32, device)
     q, k, wide = (x if x.dtype == dtype else x.to(dtype) for x in (call.q, call.k, v))
     if plan.pad:  # the normaliser's ones, and zeros up to the kernels' multiple of 16
         ones = torch.nn.functional.pad(wide.new_ones(1), (0, plan.pad - 1)).expand(*wide.shape[:-1], plan.pad)
@@ -138,7 +140,7 @@ def _start(call: Call, plan: Plan, n: int) -> Tensor | None:
     if not plan.pad and isinstance(given, State) and _fits(given, call.facts.hash, (n, Hv, dk, dv), call.q.device):
         return given.weights["W"].float().contiguous()
     params = {name: p.float() for name, p in call.params.items()}
-    state = initial(given, spec, params, n, Hv, dk, dv, torch.float32, call.q.device)
+    state = padded.initial(given, spec, params, n, Hv, dk, dv, torch.float32, call.q.device)
     if plan.pad:
         state = normalizer.join(state)
     return state.weights["W"].contiguous()

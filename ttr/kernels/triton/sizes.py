@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...objectives import slopes
-from .eligible import DTYPES, _pad, by_channel, interpreted
+from .eligible import DTYPES, _pad, by_channel, interpreted, why_not_chunks
 
 LARGEST = 256  # channels of a head
 LARGEST_LAYER = 128  # with mini-batches, with a slot beside the weights, with a decay for every key channel
@@ -17,6 +17,8 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     """The reason for which the kernels do not take such numbers or heads, or None; None for what is not known."""
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
+    if spec.regressor.family == "trained" and spec.mini_batch == 1 and why_not_chunks(spec) is not None:
+        return f"dk={dk}; choose up to {LARGEST}" if dk is not None and dk > LARGEST else None
     layers = None if spec.mini_batch == 1 else spec.regressor.layers()
     slots = spec.regressor.family == "trained" and spec.optimizer.slots
     channels = spec.regressor.family == "trained" and by_channel(spec)

@@ -15,7 +15,7 @@ from ...spec import Spec
 from ...spec import spec as read_spec
 from . import configs
 from .configs import Arch, Config, Launch, ShapeClass
-from .eligible import capability_of, plan_of
+from .eligible import capability_of, plan_of, why_not_chunks
 from .shapes import steps_of
 
 # what is tried for every field in turn, the others held at the best so far
@@ -55,6 +55,8 @@ def tune(
         raise ValueError(f"optimizer.mini_batch={spec.mini_batch}: the kernels over mini-batches have no table of configurations")
     if spec.regressor.family == "least_squares":
         raise ValueError("regressor='least_squares': the kernels of the solve have no table of configurations")
+    if (why := why_not_chunks(spec)) is not None:
+        raise ValueError(f"{why}: the kernel of one event at a time has no table of configurations")
     plan, arch = plan_of(spec, dv), configs.arch_of(device)
     if plan.by_channel:
         raise ValueError(f"gate {spec.gate.kind!r}: the kernels of one decay a key channel have no table of configurations")
