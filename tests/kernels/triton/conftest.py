@@ -24,3 +24,9 @@ def interpreter() -> None:
     """Skips what only makes sense, or is only affordable, in the interpreter."""
     if not INTERPRETED:
         pytest.skip("TRITON_INTERPRET is not 1: the kernels are compiled in this process, see test_gpu.py")
+
+
+if INTERPRETED and find_spec("triton") is not None:
+    from .interpreter import patch_once_a_launch
+
+    patch_once_a_launch()
