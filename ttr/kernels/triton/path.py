@@ -19,10 +19,10 @@ from ...state import State
 from .. import normalizer
 from ..arguments import Call, check_packed, gate_decay, sequences
 from ..padded import initial
-from .autograd import scalar_gate
 from .eligible import Plan, plan_of
 from .least_squares import path as least_squares
 from .mini_batch import path as mini_batch
+from .scalar_gate.op import scalar_gate
 from .two_slots import path as two_slots
 
 
