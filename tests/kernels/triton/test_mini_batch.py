@@ -7,7 +7,7 @@ import torch
 
 import ttr
 from ttr import testing
-from ttr.kernels.triton.eligible import _predicts_as_its_layers
+from ttr.kernels.triton.eligible import predicts_as_its_layers
 from ttr.kernels.triton.mini_batch import run
 
 from .conftest import INTERPRETED
@@ -159,8 +159,8 @@ def test_a_predict_of_ones_own_is_not_taken_for_the_layer():
             return 2 * super().predict(w, x)
 
     spec = declare()
-    assert _predicts_as_its_layers(spec.regressor)
-    assert not _predicts_as_its_layers(Twice(**{f.name: getattr(spec.regressor, f.name) for f in fields(spec.regressor)}))
+    assert predicts_as_its_layers(spec.regressor)
+    assert not predicts_as_its_layers(Twice(**{f.name: getattr(spec.regressor, f.name) for f in fields(spec.regressor)}))
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -7,7 +7,7 @@ import torch
 
 import ttr
 from ttr import testing
-from ttr.kernels.triton.eligible import _predicts_as_its_layers
+from ttr.kernels.triton.eligible import predicts_as_its_layers
 from ttr.kernels.triton.two_layers import op, run
 
 from .conftest import INTERPRETED
@@ -112,13 +112,13 @@ def test_traced_whole():
 
 def test_a_predict_of_ones_own_is_not_taken_for_the_layers():
     regressor = declare().regressor
-    assert _predicts_as_its_layers(regressor)
+    assert predicts_as_its_layers(regressor)
 
     class Doubled(type(regressor)):
         def predict(self, w, x):
             return 2 * super().predict(w, x)
 
-    assert not _predicts_as_its_layers(Doubled(depth=2, expansion=2.0, bias=True))
+    assert not predicts_as_its_layers(Doubled(depth=2, expansion=2.0, bias=True))
 
 
 @pytest.mark.parametrize(
