@@ -1,6 +1,7 @@
 """Mini-batches of frozen gradients on one linear layer: the kernels against the dual form in float64."""
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,20 +13,13 @@ from ttr.kernels.triton.mini_batch import run
 
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
+from .mechanisms import COUPLED, mini_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
 
 LAYER = {"kind": "mlp", "depth": 1, "bias": True}
 BARE = {"kind": "mlp", "depth": 1, "bias": False, "norm": "none", "residual": False}
-COUPLED = {"kind": "scalar", "order": "coupled"}
-
-
-def declare(kind="delta", regressor=LAYER, gate="none", read="after", **fields):
-    optimizer = {"kind": kind, "mini_batch": 16, **fields}
-    objective = {"kind": "l2", "reduce": "mean"}
-    return ttr.spec({"regressor": regressor, "objective": objective, "optimizer": optimizer, "gate": gate, "read": read})
-
-
+declare = partial(mini_batches, regressor=LAYER)
 MECHANISMS = {
     "ttt_linear": declare(position="learned"),
     "mean position": declare(position="mean"),

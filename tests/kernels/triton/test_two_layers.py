@@ -1,6 +1,7 @@
 """Mini-batches of frozen gradients on two linear layers: the kernels against the dual form in float64."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,20 +13,13 @@ from ttr.kernels.triton.two_layers import op, run
 
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
+from .mechanisms import COUPLED, mini_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
 
 LAYERS = {"kind": "mlp", "depth": 2, "expansion": 2.0, "bias": True}
 FREE = {**LAYERS, "bias": False}
-COUPLED = {"kind": "scalar", "order": "coupled"}
-
-
-def declare(kind="delta", regressor=LAYERS, gate="none", read="after", **fields):
-    optimizer = {"kind": kind, "mini_batch": 16, **fields}
-    objective = {"kind": "l2", "reduce": "mean"}
-    return ttr.spec({"regressor": regressor, "objective": objective, "optimizer": optimizer, "gate": gate, "read": read})
-
-
+declare = partial(mini_batches, regressor=LAYERS)
 MECHANISMS = {
     "ttt_mlp": declare(position="learned", regressor={**LAYERS, "activation": "gelu_tanh"}),
     "titans": declare("momentum", regressor=FREE, gate=COUPLED),
