@@ -12,6 +12,9 @@ from .eligible import interpreted
 
 library = torch.library.Library("ttr", "FRAGMENT")
 TAGS = torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order
+# for `gradients`: the paths that have a second derivative
+CHUNK = "use path='chunk' (or recurrent) where a gradient is differentiated"
+DUAL = "use path='dual' where a gradient is differentiated"
 
 
 def operator(schema: str, kernel: Callable, fake: Callable, tags: Sequence[torch.Tag] = TAGS) -> torch._ops.OpOverload:
@@ -79,7 +82,8 @@ def apply(function: type[torch.autograd.Function], *args):
 def gradients(kernel: Callable, instead: str) -> Callable[..., list[Tensor | None]]:
     """The gradients as a function of its own, so that a second derivative is refused instead of being wrong.
 
-    Of (tensors, *args): a gradient for each of `tensors`, None for None, where kernel(*args) gives those there are in this order.
+    What comes back takes (tensors, *args) and gives a gradient for each of `tensors`, None for None; kernel(*args) gives those that
+    there are, in this order. instead: what the error says to do.
     """
 
     class Gradients(torch.autograd.Function):
@@ -100,7 +104,3 @@ def gradients(kernel: Callable, instead: str) -> Callable[..., list[Tensor | Non
         return [None if x is None else next(got) for x in tensors]
 
     return call
-
-
-CHUNK = "use path='chunk' (or recurrent) where a gradient is differentiated"
-DUAL = "use path='dual' where a gradient is differentiated"

@@ -1,4 +1,4 @@
-"""Signals as the kernels take them: of numbers and tensors of any shape one number a head, [Hv] or [B, T, Hv], in float32."""
+"""Signals, numbers or tensors of any shape, as the kernels take them: one number a head, [Hv] or [B, T, Hv], in float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .eligible import Plan
 
 
 def signals_of(call: Call) -> dict[str, Tensor]:
-    """All of a call's, at least [Hv]."""
+    """All of a call's, at least [Hv], in float32."""
     return {name: per_head(x, call).float() for name, x in call.signals.items()}
 
 
@@ -54,7 +54,7 @@ def as_numbers(x: Tensor | None, Hv: int) -> Tensor | None:
 
 
 def per_head(x: Tensor | float, call: Call) -> Tensor:
-    """At least [Hv]."""
+    """A signal of a call, at least [Hv]."""
     Hv = call.sizes[3]
     return (x if x.ndim else x.expand(Hv)) if isinstance(x, Tensor) else _number(x, Hv, call.v.device)
 
