@@ -40,6 +40,13 @@ MECHANISMS = {
 }
 
 
+def mini_batches(kind: str = "delta", *, regressor: object, gate: object = "none", read: str = "after", **fields):
+    """A declaration of mini-batches of 16 tokens, or as `fields` of the optimizer say."""
+    optimizer = {"kind": kind, "mini_batch": 16, **fields}
+    objective = {"kind": "l2", "reduce": "mean"}
+    return ttr.spec({"regressor": regressor, "objective": objective, "optimizer": optimizer, "gate": gate, "read": read})
+
+
 def inputs(name: str, lengths: int | list[int], **options) -> testing.Inputs:
     """Random arguments in float64: one length for every row, or the lengths of packed sequences."""
     spec = MECHANISMS[name]

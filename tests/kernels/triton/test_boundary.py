@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import ttr
 from ttr import testing
 from ttr.kernels.triton import configs
-from ttr.kernels.triton.autograd import ScalarGate
+from ttr.kernels.triton.scalar_gate import op
 
 from . import direct
 
@@ -104,14 +104,13 @@ def test_fake_kernels_of_a_gpu_need_none():
 def test_nothing_is_kept_where_nothing_requires_a_gradient(monkeypatch):
     """save=False under no_grad, inference_mode, and for tensors without requires_grad."""
     seen = []
-    forward = torch.ops.ttr.scalar_gate_forward.default
+    forward = op.forward
 
-    class Spy:
-        def default(self, *args):
-            seen.append(args[-2])  # save
-            return forward(*args)
+    def spy(*args):
+        seen.append(args[-2])  # save
+        return forward(*args)
 
-    monkeypatch.setattr(torch.ops.ttr, "scalar_gate_forward", Spy())
+    monkeypatch.setattr(op, "forward", spy)
     given, run = leaves(call_of()), run_of()
     with torch.no_grad():
         run(**given)
@@ -319,6 +318,6 @@ def test_the_state_goes_from_path_to_path():
 def test_every_output_is_flat():
     """The Function's outputs beyond o and the state are what backward reads, and nothing differentiates them."""
     *arguments, _ = raw()
-    outputs = ScalarGate.apply(*(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments))
+    outputs = op.ScalarGate.apply(*(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments))
     assert [x.requires_grad for x in outputs] == [True, True] + [False] * (len(outputs) - 2)
     outputs[0].sum().backward()

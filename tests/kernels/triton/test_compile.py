@@ -1,7 +1,9 @@
 """The kernels compiled for sm_90, on any machine: nothing spills, and nothing holds the pattern that Triton miscompiles.
 
-Six rows of the committed table stand for all of it (compile_only.SUBSET); TTR_COMPILE_ALL=1 takes every row, cut into
-segments and packed too, in about an hour.
+What is compiled is trimmed for continuous integration: six rows of the committed table stand for all of it (compile_only.SUBSET),
+two declarations of one slot beside the weights, one size of least squares and two gates a channel for theirs (compile_only's
+*_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut into segments and packed too, in
+about an hour. SPILLS knows of the rest too.
 """
 
 import fcntl

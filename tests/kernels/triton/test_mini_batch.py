@@ -1,31 +1,25 @@
 """Mini-batches of frozen gradients on one linear layer: the kernels against the dual form in float64."""
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import pytest
 import torch
 
 import ttr
 from ttr import testing
-from ttr.kernels.triton.eligible import _predicts_as_its_layers
+from ttr.kernels.triton.eligible import predicts_as_its_layers
 from ttr.kernels.triton.mini_batch import run
 
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
+from .mechanisms import COUPLED, mini_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
 
 LAYER = {"kind": "mlp", "depth": 1, "bias": True}
 BARE = {"kind": "mlp", "depth": 1, "bias": False, "norm": "none", "residual": False}
-COUPLED = {"kind": "scalar", "order": "coupled"}
-
-
-def declare(kind="delta", regressor=LAYER, gate="none", read="after", **fields):
-    optimizer = {"kind": kind, "mini_batch": 16, **fields}
-    objective = {"kind": "l2", "reduce": "mean"}
-    return ttr.spec({"regressor": regressor, "objective": objective, "optimizer": optimizer, "gate": gate, "read": read})
-
-
+declare = partial(mini_batches, regressor=LAYER)
 MECHANISMS = {
     "ttt_linear": declare(position="learned"),
     "mean position": declare(position="mean"),
@@ -159,8 +153,8 @@ def test_a_predict_of_ones_own_is_not_taken_for_the_layer():
             return 2 * super().predict(w, x)
 
     spec = declare()
-    assert _predicts_as_its_layers(spec.regressor)
-    assert not _predicts_as_its_layers(Twice(**{f.name: getattr(spec.regressor, f.name) for f in fields(spec.regressor)}))
+    assert predicts_as_its_layers(spec.regressor)
+    assert not predicts_as_its_layers(Twice(**{f.name: getattr(spec.regressor, f.name) for f in fields(spec.regressor)}))
 
 
 @pytest.mark.usefixtures("interpreter")

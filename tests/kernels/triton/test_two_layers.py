@@ -1,31 +1,25 @@
 """Mini-batches of frozen gradients on two linear layers: the kernels against the dual form in float64."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 import ttr
 from ttr import testing
-from ttr.kernels.triton.eligible import _predicts_as_its_layers
+from ttr.kernels.triton.eligible import predicts_as_its_layers
 from ttr.kernels.triton.two_layers import op, run
 
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
+from .mechanisms import COUPLED, mini_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
 
 LAYERS = {"kind": "mlp", "depth": 2, "expansion": 2.0, "bias": True}
 FREE = {**LAYERS, "bias": False}
-COUPLED = {"kind": "scalar", "order": "coupled"}
-
-
-def declare(kind="delta", regressor=LAYERS, gate="none", read="after", **fields):
-    optimizer = {"kind": kind, "mini_batch": 16, **fields}
-    objective = {"kind": "l2", "reduce": "mean"}
-    return ttr.spec({"regressor": regressor, "objective": objective, "optimizer": optimizer, "gate": gate, "read": read})
-
-
+declare = partial(mini_batches, regressor=LAYERS)
 MECHANISMS = {
     "ttt_mlp": declare(position="learned", regressor={**LAYERS, "activation": "gelu_tanh"}),
     "titans": declare("momentum", regressor=FREE, gate=COUPLED),
@@ -112,13 +106,13 @@ def test_traced_whole():
 
 def test_a_predict_of_ones_own_is_not_taken_for_the_layers():
     regressor = declare().regressor
-    assert _predicts_as_its_layers(regressor)
+    assert predicts_as_its_layers(regressor)
 
     class Doubled(type(regressor)):
         def predict(self, w, x):
             return 2 * super().predict(w, x)
 
-    assert not _predicts_as_its_layers(Doubled(depth=2, expansion=2.0, bias=True))
+    assert not predicts_as_its_layers(Doubled(depth=2, expansion=2.0, bias=True))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def plan_of(spec, dv: int) -> Plan:
         erase=erase, look_before=erase and spec.gate.decays and spec.gate.order == "coupled",
         read_before=spec.read.at == "before", factor=curvature if erase else gain,
         curvature=None if spec.optimizer.step_rule.kind == "plain" else curvature,
-        pad=_pad(spec, dv), zero=not (init.learned or init.value or init.std), by_channel=by_channel(spec),
+        pad=pad_of(spec, dv), zero=not (init.learned or init.value or init.std), by_channel=by_channel(spec),
     )  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def by_channel(spec) -> bool:
     return spec.gate.per_key or spec.separate_write_key or any(s.per == "key" and not s.constant for s in spec.signals().values())
 
 
-def _pad(spec, dv: int) -> int:
+def pad_of(spec, dv: int) -> int:
+    """Channels that v grows by: the normaliser's ones, and up to the kernels' multiple of 16."""
     return 0 if spec.read.normalizer == "none" else 16 - dv % 16
 
 
@@ -116,7 +117,7 @@ def _why_not_mini_batches(spec) -> str | None:
         return why
     if optimizer.accumulate:
         return "optimizer.accumulate=true steps once per mini-batch; the kernels take linear optimizers that step at every token"
-    if not _predicts_as_its_layers(spec.regressor):
+    if not predicts_as_its_layers(spec.regressor):
         return f"regressor {spec.regressor.kind!r} is not one linear layer or two with an activation between them, with or without a norm"
     if not isinstance(size, int) or not LEAST_MINI_BATCH <= size <= LARGEST_MINI_BATCH:
         return (
@@ -147,7 +148,7 @@ def _why_not_mini_batches(spec) -> str | None:
 
 
 @constant
-def _predicts_as_its_layers(regressor) -> bool:
+def predicts_as_its_layers(regressor) -> bool:
     """Probe that it predicts as its `layers` say: a class of somebody's own may have another predict."""
     from ...regressors.mlp import ACTIVATIONS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...objectives import slopes
-from .eligible import DTYPES, _pad, by_channel, interpreted, why_not_chunks
+from .eligible import DTYPES, by_channel, interpreted, pad_of, why_not_chunks
 
 LARGEST = 256  # channels of a head
 LARGEST_LAYER = 128  # with mini-batches, with a slot beside the weights, with a decay for every key channel
@@ -35,7 +35,7 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
             return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
     if spec.regressor.family == "least_squares" and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
         return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
-    if dv is not None and dv + _pad(spec, dv) > largest:
+    if dv is not None and dv + pad_of(spec, dv) > largest:
         return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
     if dtype is not None and dtype.itemsize == 2 and not interpreted():
         return _why_not_run(spec, dtype, dk, dv, deep)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..launch import Bound
+from ..shapes import power_of_two
 from .step import step_kernel
 
 
@@ -17,9 +18,9 @@ def launch_of(memories: int, dk: int, dv: int) -> tuple[int, int]:
 
     One warp keeps both sums over the keys out of shared memory, and 64 numbers a thread leave room for sixteen warps.
     """
-    rows = _power_of_2(dk)
+    rows = power_of_two(dk)
     columns = 8 if memories * -(-dv // 16) < 1024 else 16
-    columns = max(4, min(columns, 2048 // rows, _power_of_2(dv)))
+    columns = max(4, min(columns, 2048 // rows, power_of_two(dv)))
     return columns, max(1, rows * columns // 2048)
 
 
@@ -53,17 +54,12 @@ def _bound(types: tuple, shape: torch.Size, H: int, heads: tuple[int, ...], flag
     columns, warps = launch_of(B * HV, dk, dv) if launch is None else launch
     return step_kernel.bind(
         (B * HV * -(-dv // columns),), warps, ALIGNED=flags[0], **dict(zip(STRIDES, heads, strict=True)), HV=HV, GROUP=HV // H,
-        DK=dk, DV=dv, BK=_power_of_2(dk), BV=columns, **dict(zip(FLAGS, flags[1:], strict=True)),
+        DK=dk, DV=dv, BK=power_of_two(dk), BV=columns, **dict(zip(FLAGS, flags[1:], strict=True)),
     )  # fmt: skip
 
 
 STRIDES = ("q_h", "k_h", "v_h", "step_h", "decay_h")
 FLAGS = ("ERASE", "STEPS", "DECAYS", "RULE", "LOOK_BEFORE", "READ_BEFORE")
-
-
-def _power_of_2(n: int) -> int:
-    """The least one >= n; triton's own costs microseconds a call."""
-    return 1 << (n - 1).bit_length()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ....least_squares import ridge_of, symmetric
 from ....state import State
-from ...arguments import Call, gate_decay
+from ...arguments import Call
 from ...padded import initial
-from .. import path as shared  # imported from there: its functions are there when `run` is called
+from ..packed import packed
+from ..signals import as_numbers, decay_of, per_head
 from .op import least_squares
 
 
@@ -22,7 +23,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     v, spec, facts, (B, T, _, Hv, dk, dv) = call.v, call.spec, call.facts, call.sizes
     cu_seqlens, device, n = call.cu_seqlens, v.device, B
     if cu_seqlens is not None:
-        cu_seqlens, n = shared._packed(cu_seqlens, B, T, device), len(cu_seqlens) - 1
+        cu_seqlens, n = packed(cu_seqlens, B, T, device), len(cu_seqlens) - 1
     params = {name: p.float() for name, p in call.params.items()}
     first_G = first_H = None
     if call.initial_state is not None or T == 0 or n == 0:
@@ -31,10 +32,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
             return v.new_zeros(B, T, Hv, dv), state
         first_G, first_H = state.weights["G"].contiguous(), symmetric(state.weights["H"])
     q, k, wide = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in (call.q, call.k, v))
-    signals = {name: shared._tensor(x, Hv, device) for name, x in call.signals.items() if name in facts.gate_signals or name == "log_decay"}
-    log_decay = shared._numbers(gate_decay(signals, call, torch.float32), Hv)
-    given = call.signals["weight"]
-    weight = None if isinstance(given, float) and given == 1.0 else shared._numbers(shared._tensor(given, Hv, device), Hv)
+    log_decay, given = as_numbers(decay_of(call), Hv), call.signals["weight"]
+    weight = None if isinstance(given, float) and given == 1.0 else as_numbers(per_head(given, call), Hv)
     ridge = ridge_of(spec, params, torch.empty((), device=device)).contiguous()
     optimizer = spec.optimizer
     o, last_G, last_H = least_squares(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ class Form(NamedTuple):
     iterations: int
     tolerance: float
     before: bool
+
+
+form_of = cache(Form)
 
 
 class Options(NamedTuple):

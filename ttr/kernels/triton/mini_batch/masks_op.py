@@ -7,24 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import apply, differentiated
-from ..ops import _on_cpu, _on_its_device, _ready
-from .op import Gradients
-
-library = torch.library.Library("ttr", "FRAGMENT")
-_TAGS = torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order
-library.define("mini_batch_masks_forward(Tensor numbers, int size, bool before) -> (Tensor, Tensor, Tensor, Tensor)", tags=_TAGS)
-library.define(
-    "mini_batch_masks_backward(Tensor dmask, Tensor drows, Tensor dwritten, Tensor dmixing, Tensor numbers, int size, bool before) "
-    "-> Tensor",
-    tags=_TAGS,
-)
+from ..operators import DUAL, apply, differentiated, empty_likes, gradients, operator, ready
 
 
 def _forward(numbers, size, before):
     from . import masks
 
-    given: Any = *_ready(numbers), size, before
+    given: Any = *ready(numbers), size, before
     return masks.forward(*given)
 
 
@@ -32,7 +21,7 @@ def _backward(*args):
     from . import masks
 
     *tensors, size, before = args
-    given: Any = *_ready(*tensors), size, before
+    given: Any = *ready(*tensors), size, before
     return masks.backward(*given)
 
 
@@ -42,13 +31,18 @@ def _fake_forward(numbers, size, before):
 
 
 def _fake_backward(dmask, drows, dwritten, dmixing, numbers, size, before):
-    return torch.empty_like(numbers, memory_format=torch.contiguous_format)
+    return empty_likes(numbers)[0]
 
 
-for _name, _kernel, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
-    library.impl(f"mini_batch_masks_{_name}", _on_its_device(_kernel), "CUDA")
-    library.impl(f"mini_batch_masks_{_name}", _on_cpu(_kernel), "CPU")
-    torch.library.register_fake(f"ttr::mini_batch_masks_{_name}", _fake, lib=library)
+forward = operator(
+    "mini_batch_masks_forward(Tensor numbers, int size, bool before) -> (Tensor, Tensor, Tensor, Tensor)", _forward, _fake_forward
+)
+backward = operator(
+    "mini_batch_masks_backward(Tensor dmask, Tensor drows, Tensor dwritten, Tensor dmixing, Tensor numbers, int size, bool before) "
+    "-> Tensor",
+    _backward, _fake_backward,
+)  # fmt: skip
+_gradients = gradients(lambda *args: [backward(*args)], DUAL)
 
 
 class Masks(torch.autograd.Function):
@@ -56,7 +50,7 @@ class Masks(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
-        return tuple(torch.ops.ttr.mini_batch_masks_forward.default(*args))
+        return tuple(forward(*args))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -65,20 +59,11 @@ class Masks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *given):
-        backward = MasksGradients.apply if torch.is_grad_enabled() else MasksGradients.forward
-        return backward(*given, *ctx.saved_tensors, *ctx.form), None, None
-
-
-class MasksGradients(Gradients):
-    """The gradient as a function of its own, so that a second derivative is refused instead of being wrong."""
-
-    @staticmethod
-    def forward(*args):
-        return torch.ops.ttr.mini_batch_masks_backward.default(*args)
+        return *_gradients(ctx.saved_tensors, *given, *ctx.saved_tensors, *ctx.form), None, None
 
 
 def masks_of(numbers: Tensor, size: int, before: bool) -> tuple[Tensor, ...]:
     """R [N, mini-batches, Hv, b, b], Q0 and F [N, mini-batches, Hv, 2, b], phi [N, mini-batches, Hv, 2, 2] of numbers [10, N, T, Hv]."""
     if differentiated((numbers,)):
         return apply(Masks, numbers, size, before)
-    return tuple(torch.ops.ttr.mini_batch_masks_forward.default(numbers, size, before))
+    return tuple(forward(numbers, size, before))

@@ -8,46 +8,20 @@ and kept but written [B, T, Hv] and factor [Hv, b] or None (`places`). gamma, be
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..autograd import apply, differentiated
-from ..ops import _on_cpu, _on_its_device, _ready
+from ..operators import DUAL, apply, differentiated, empty_likes, gradients, operator, ready
 
 TENSORS = 12  # the first arguments of an operator
-library = torch.library.Library("ttr", "FRAGMENT")
-_INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? rows, Tensor written, Tensor? kept, Tensor? factor, Tensor? gamma, "
-    "Tensor? beta, Tensor first, Tensor? first_bias"
-)
-_FORM = "int size, bool residual, float eps, float curvature, float gain, bool before"
-library.define(
-    # o, last, starts, gradient and, with biases, last_bias, start_biases
-    f"mini_batch_forward({_INPUTS}, {_FORM}) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-library.define(
-    # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta, dfirst_bias those that were given
-    f"mini_batch_backward(Tensor do, Tensor dlast, Tensor? dlast_bias, {_INPUTS}, Tensor starts, Tensor gradient, "
-    f"Tensor? start_biases, {_FORM}, bool mixed) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-
-
-@cache
-def _form(*numbers):
-    from .run import Form
-
-    return Form(*numbers)
 
 
 def _forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, *form):
     from . import run
 
-    given: Any = *_ready(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias), _form(*form)
+    given: Any = *ready(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias), run.form_of(*form)
     o, last, last_bias, starts, start_biases, gradient = run.forward(*given)
     return [x for x in (o, last, starts, gradient, last_bias, start_biases) if x is not None]
 
@@ -59,31 +33,38 @@ def _backward(
     from . import run
 
     *form, mixed = options
-    given: Any = _ready(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta)
-    rest: Any = first_bias, starts, start_biases, gradient, _form(*form), mixed
+    given: Any = ready(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta)
+    rest: Any = first_bias, starts, start_biases, gradient, run.form_of(*form), mixed
     dq, dk, dv, dmask, drows, dwritten, *some, dfirst, dfirst_bias = run.backward(*given, *rest)
     return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some, dfirst_bias) if x is not None)]
-
-
-def _like(*tensors: Tensor | None) -> list[Tensor]:
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors if x is not None]
 
 
 def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, size, *form):
     B, T, _, dv = v.shape
     saved = B, T // size, *first.shape[1:3]
     biases = [] if first_bias is None else [first_bias, first_bias.new_empty(*saved, dv)]
-    return [*_like(v, first), q.new_empty(*saved, *first.shape[3:]), *_like(v, *biases)]
+    return [*empty_likes(v, first), q.new_empty(*saved, *first.shape[3:]), *empty_likes(v, *biases)]
 
 
 def _fake_backward(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, *rest):
-    return _like(q, k, v, written, first, mask, rows, kept if rest[-1] else None, factor, gamma, beta, first_bias)
+    return empty_likes(q, k, v, written, first, mask, rows, kept if rest[-1] else None, factor, gamma, beta, first_bias)
 
 
-for _name, _kernel, _fake in (("mini_batch_forward", _forward, _fake_forward), ("mini_batch_backward", _backward, _fake_backward)):
-    library.impl(_name, _on_its_device(_kernel), "CUDA")
-    library.impl(_name, _on_cpu(_kernel), "CPU")
-    torch.library.register_fake(f"ttr::{_name}", _fake, lib=library)
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? rows, Tensor written, Tensor? kept, Tensor? factor, Tensor? gamma, "
+    "Tensor? beta, Tensor first, Tensor? first_bias"
+)
+_FORM = "int size, bool residual, float eps, float curvature, float gain, bool before"
+forward = operator(  # o, last, starts, gradient and, with biases, last_bias, start_biases
+    f"mini_batch_forward({_INPUTS}, {_FORM}) -> Tensor[]", _forward, _fake_forward
+)
+backward = operator(
+    # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta, dfirst_bias those that were given
+    f"mini_batch_backward(Tensor do, Tensor dlast, Tensor? dlast_bias, {_INPUTS}, Tensor starts, Tensor gradient, "
+    f"Tensor? start_biases, {_FORM}, bool mixed) -> Tensor[]",
+    _backward, _fake_backward,
+)  # fmt: skip
+_gradients = gradients(backward, DUAL)
 
 
 class MiniBatches(torch.autograd.Function):
@@ -91,7 +72,7 @@ class MiniBatches(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
-        out = torch.ops.ttr.mini_batch_forward.default(*args)
+        out = forward(*args)
         return tuple(out) if len(out) == 6 else (*out, None, None)
 
     @staticmethod
@@ -105,41 +86,23 @@ class MiniBatches(torch.autograd.Function):
     @staticmethod
     def backward(ctx, do, dlast, _starts, _gradient, dlast_bias, _start_biases):
         *inputs, starts, gradient, start_biases = ctx.saved_tensors
-        _, _, v, mask, rows, _, kept, factor, gamma, beta, first, first_bias = inputs
+        q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias = inputs
         do = torch.zeros_like(v) if do is None else do
         dlast = torch.zeros_like(first) if dlast is None else dlast
         if first_bias is not None and dlast_bias is None:
             dlast_bias = torch.zeros_like(first_bias)
-        backward = Gradients.apply if torch.is_grad_enabled() else Gradients.forward
         mixed = ctx.needs_input_grad[6]
-        got = iter(backward(do, dlast, dlast_bias, *inputs, starts, gradient, start_biases, *ctx.form, mixed))
-        dq, dk, dv, dwritten, dfirst = (next(got) for _ in range(5))
-        dmask, drows, dkept, dfactor, dgamma, dbeta, dbias = (
-            None if x is None else next(got) for x in (mask, rows, kept if mixed else None, factor, gamma, beta, first_bias)
+        wanted = q, k, v, written, first, mask, rows, kept if mixed else None, factor, gamma, beta, first_bias
+        dq, dk, dv, dwritten, dfirst, dmask, drows, dkept, dfactor, dgamma, dbeta, dbias = _gradients(
+            wanted, do, dlast, dlast_bias, *inputs, starts, gradient, start_biases, *ctx.form, mixed
         )
         return dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, dbias, *[None] * len(ctx.form)
-
-
-class Gradients(torch.autograd.Function):
-    """The gradients as a function of its own, so that a second derivative is refused instead of being wrong."""
-
-    @staticmethod
-    def forward(*args):
-        return tuple(torch.ops.ttr.mini_batch_backward.default(*args))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("path='triton' has no second derivative; use path='dual' where a gradient is differentiated")
 
 
 def mini_batches(*args) -> tuple[Tensor, Tensor, Tensor | None]:
     """(q, k, ..., first_bias, *form) -> o, the last slots, their biases."""
     if not differentiated(args[:TENSORS]):
-        out = torch.ops.ttr.mini_batch_forward.default(*args)
+        out = forward(*args)
         return out[0], out[1], out[4] if len(out) == 6 else None
     o, last, _, _, last_bias, _ = apply(MiniBatches, *args)
     return o, last, last_bias

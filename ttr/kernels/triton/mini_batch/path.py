@@ -19,6 +19,7 @@ from ...padded import full_signals, initial
 from ...problem import Problem
 from ...torch.dual import dual
 from ...torch.masks import masks, stands_still
+from ..signals import signals_of
 from ..two_layers.op import two_layers
 from ..two_slots.path import numbers_of
 from .masks_op import masks_of
@@ -139,9 +140,8 @@ def _two_layers(activation: str, inputs: tuple, first: dict[str, Tensor], size: 
 def _numbers(call: Call, params: dict[str, Tensor]) -> tuple[None, None, Tensor, None, Tensor | None]:
     """Where nothing but gradients moves the weights: what a token's gradient is multiplied by, [B, T, Hv], and the positions' factor."""
     spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
-    signals = {name: x.float() if isinstance(x, Tensor) else torch.full((), x, device=device) for name, x in call.signals.items()}
     one = torch.ones((), device=device)
-    (written,) = spec.optimizer.update((torch.zeros_like(one),), one, Signals(signals))
+    (written,) = spec.optimizer.update((torch.zeros_like(one),), one, Signals(signals_of(call)))
     factor = None
     if spec.optimizer.position != "none":
         factor = InnerLoop(spec, params).factors(0, int(spec.mini_batch), one).expand(Hv, -1).contiguous()
@@ -154,10 +154,7 @@ def _masks(call: Call, state: State, params: dict[str, Tensor]) -> tuple[Tensor,
     """
     spec, size, (B, T, _, Hv, _, _) = call.spec, int(call.spec.mini_batch), call.sizes
     if spec.optimizer.slots and not size & (size - 1):
-        signals = {
-            name: x.float() if isinstance(x, Tensor) else torch.full((Hv,), x, device=call.v.device) for name, x in call.signals.items()
-        }
-        return masks_of(numbers_of(call, -1.0, signals), size, spec.read.at == "before")
+        return masks_of(numbers_of(call, -1.0, signals_of(call)), size, spec.read.at == "before")
     values, decay = full_signals(call, torch.float32)
 
     def lay(x: Tensor) -> Tensor:  # [B, T, Hv, ...] -> [B T / b, Hv, b, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,9 @@ class Form(NamedTuple):
     curvature: float
     gain: float
     before: bool
+
+
+form_of = cache(Form)
 
 
 class Kind(NamedTuple):

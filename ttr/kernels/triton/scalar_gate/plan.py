@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,9 @@ class Rule(NamedTuple):
     erase: bool
     look_before: bool
     read_before: bool
+
+
+rule_of = cache(Rule)
 
 
 class Kind(NamedTuple):

@@ -7,8 +7,8 @@ from ..mini_batch.inner import loss_gradient, normalized, slope
 from ..mini_batch.places import load_affine, place_of
 from ..tiles import load_rows, product, store_rows
 from .activations import activation_derivatives
-from .exchange import summed
-from .memory import affine, load_both_written, load_slot, mixed, slot_size, store_slot
+from .exchange import scan_place_of, summed
+from .memory import affine, load_both_slots, load_both_written, mixed, slot_size, store_both_slots
 
 
 @kernel("T batches heads begin count eps curvature gain")
@@ -26,24 +26,15 @@ def advance_kernel(
     products take it, [heads, count, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
     (predicted, float32): [heads, count, b, m or dv].
     """
-    local = tl.program_id(0) // PARTS
-    part = tl.program_id(0) % PARTS
-    n = (heads + local) // HV
-    head = (heads + local) % HV
+    local, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
     units = part * BM + tl.arange(0, BM)
     valid = t < SIZE
     wide = slot_size(DK, DV, M, BIASED)
-    slot = memory + (heads + local).to(tl.int64) * SLOTS * wide
-    z, y, c, d = load_slot(slot, keys, units, values, DK, DV, M, BIASED)
-    n_z = z
-    n_y = y
-    n_c = c
-    n_d = d
-    if SLOTS == 2:
-        n_z, n_y, n_c, n_d = load_slot(slot + wide, keys, units, values, DK, DV, M, BIASED)
+    own_memory = memory + (heads + local).to(tl.int64) * SLOTS * wide
+    z, y, c, d, n_z, n_y, n_c, n_d = load_both_slots(own_memory, keys, units, values, DK, DV, M, BIASED, SLOTS)
     for step in tl.range(0, count, disable_licm=True):
         batch = begin + step
         token = n.to(tl.int64) * T + batch * SIZE
@@ -52,13 +43,12 @@ def advance_kernel(
         here = own * SIZE  # among the group's tokens
         key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
         operand = key.dtype
-        store_slot(starts + own * SLOTS * wide, z, y, c, d, keys, units, values, DK, DV, M, BIASED)
-        if SLOTS == 2:
-            store_slot(starts + (own * SLOTS + 1) * wide, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED)
-        x, dx, _ddx = activation_derivatives(affine(key, z, c, PRECISION), ACTIVATION)
+        start = starts + own * SLOTS * wide
+        store_both_slots(start, z, y, c, d, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)
+        x, derivative, _second = activation_derivatives(affine(key, z, c, PRECISION), ACTIVATION)
         x = x.to(operand)
         store_rows(hidden, here, x, t, valid, units, M, M, BM)
-        store_rows(slopes, here, dx, t, valid, units, M, M, BM)
+        store_rows(slopes, here, derivative, t, valid, units, M, M, BM)
         a = product(x, y.to(operand), PRECISION)
         a = summed(a, partial, arrived, step, part, local, t, values, ROWS, BV, PARTS) + d.to(operand).to(tl.float32)[None, :]
         value = load_rows(v + head * DV, token, t, valid, values, HV * DV, DV, BV)
@@ -70,7 +60,7 @@ def advance_kernel(
             store_rows(predicted, here, a, t, valid, values, DV, DV, BV)
             store_rows(upper, here, u, t, valid, values, DV, DV, BV)
         f, n_f = load_both_written(mask, written, factor, place, head, token, t, valid, HV, SIZE, SLOTS)
-        l = (product(u, tl.trans(y.to(operand)), PRECISION) * dx).to(operand)
+        l = (product(u, tl.trans(y.to(operand)), PRECISION) * derivative).to(operand)
         store_rows(lower, here, l, t, valid, units, M, M, BM)
         x = load_rows(hidden, here, t, valid, units, M, M, BM)  # Triton 3.6 miscompiles a product's transpose as an operand
         l = l.to(tl.float32)
@@ -91,6 +81,4 @@ def advance_kernel(
             if BIASED:
                 n_c += tl.sum(n_f[:, None] * l, 0)
                 n_d += tl.sum(write, 0)
-    store_slot(slot, z, y, c, d, keys, units, values, DK, DV, M, BIASED)
-    if SLOTS == 2:
-        store_slot(slot + wide, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED)
+    store_both_slots(own_memory, z, y, c, d, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)

@@ -7,6 +7,14 @@ from ..tiles import load_rows, store_rows
 
 
 @triton.jit
+def scan_place_of(heads, HV: tl.constexpr, PARTS: tl.constexpr):
+    """Of a program in a scan's grid, PARTS a head: its head among the group's, its part of it; its sequence and its head there."""
+    local = tl.program_id(0) // PARTS
+    part = tl.program_id(0) % PARTS
+    return local, part, (heads + local) // HV, (heads + local) % HV
+
+
+@triton.jit
 def summed(x, partial, arrived, step, part, local, t, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr):
     """The sum of the programs' x, [ROWS, BLOCK], in the same order for all of them: bitwise the same, from run to run too.
 

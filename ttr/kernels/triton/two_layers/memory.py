@@ -65,6 +65,30 @@ def store_slot(slot, z, y, c, d, keys, units, values, DK: tl.constexpr, DV: tl.c
 
 
 @triton.jit
+def load_both_slots(
+    memory, keys, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BIASED: tl.constexpr, SLOTS: tl.constexpr
+):
+    """`load_slot` of both slots, or of the one twice."""
+    z, y, c, d = load_slot(memory, keys, units, values, DK, DV, M, BIASED)
+    if SLOTS == 2:
+        n_z, n_y, n_c, n_d = load_slot(memory + slot_size(DK, DV, M, BIASED), keys, units, values, DK, DV, M, BIASED)
+        return z, y, c, d, n_z, n_y, n_c, n_d
+    else:
+        return z, y, c, d, z, y, c, d
+
+
+@triton.jit
+def store_both_slots(
+    memory, z, y, c, d, n_z, n_y, n_c, n_d, keys, units, values, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr,
+    BIASED: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """The inverse of `load_both_slots`."""
+    store_slot(memory, z, y, c, d, keys, units, values, DK, DV, M, BIASED)
+    if SLOTS == 2:
+        store_slot(memory + slot_size(DK, DV, M, BIASED), n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED)
+
+
+@triton.jit
 def affine(x, weight, bias, PRECISION: tl.constexpr):
     """x weight + bias, the weights rounded to x's type, as they are kept for backward."""
     return product(x, weight.to(x.dtype), PRECISION) + bias.to(x.dtype).to(tl.float32)[None, :]

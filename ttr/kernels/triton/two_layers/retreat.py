@@ -6,8 +6,8 @@ from ..launch import kernel
 from ..mini_batch.inner import loss_gradient_gradient, normalized, slope
 from ..mini_batch.places import load_affine, place_of
 from ..tiles import load_rows, product, store_rows
-from .exchange import summed
-from .memory import affine, load_both_rows, load_both_written, load_slot, load_upper, mixed, slot_size, store_slot
+from .exchange import scan_place_of, summed
+from .memory import affine, load_both_rows, load_both_slots, load_both_written, load_upper, mixed, slot_size, store_both_slots
 
 
 @kernel("T batches heads begin count eps curvature gain")
@@ -34,10 +34,7 @@ def retreat_kernel(
     [N, Hv, r, slot], float32, in place; ends: as they were behind every mini-batch, rounded as products take them. dhidden: from
     dX to dA. dweighed: dG; dlayer: dP. dgamma, dbeta: added to what `readers` left there.
     """
-    local = tl.program_id(0) // PARTS
-    part = tl.program_id(0) % PARTS
-    n = (heads + local) // HV
-    head = (heads + local) % HV
+    local, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
@@ -45,13 +42,7 @@ def retreat_kernel(
     valid = t < SIZE
     wide = slot_size(DK, DV, M, BIASED)
     grad = dmemory + (heads + local).to(tl.int64) * SLOTS * wide
-    dz, dy, c, d = load_slot(grad, keys, units, values, DK, DV, M, BIASED)
-    n_dz = dz
-    n_dy = dy
-    n_c = c
-    n_d = d
-    if SLOTS == 2:
-        n_dz, n_dy, n_c, n_d = load_slot(grad + wide, keys, units, values, DK, DV, M, BIASED)
+    dz, dy, c, d, n_dz, n_dy, n_c, n_d = load_both_slots(grad, keys, units, values, DK, DV, M, BIASED, SLOTS)
     for back in tl.range(0, count, disable_licm=True):
         step = count - 1 - back
         batch = begin + step
@@ -59,14 +50,13 @@ def retreat_kernel(
         place = place_of(n, batch, batches, head, HV)
         own = local.to(tl.int64) * count + step
         here = own * SIZE
-        store_slot(ends + own * SLOTS * wide, dz, dy, c, d, keys, units, values, DK, DV, M, BIASED)
-        if SLOTS == 2:
-            store_slot(ends + (own * SLOTS + 1) * wide, n_dz, n_dy, n_c, n_d, keys, units, values, DK, DV, M, BIASED)
+        end = ends + own * SLOTS * wide
+        store_both_slots(end, dz, dy, c, d, n_dz, n_dy, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)
         key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
         operand = key.dtype
         f, n_f = load_both_written(mask, written, factor, place, head, token, t, valid, HV, SIZE, SLOTS)
         x = load_rows(hidden, here, t, valid, units, M, M, BM)
-        dx = load_rows(slopes, here, t, valid, units, M, M, BM).to(tl.float32)
+        derivative = load_rows(slopes, here, t, valid, units, M, M, BM).to(tl.float32)
         y = load_upper(starts + own * SLOTS * wide, units, values, DK, DV, M)
         dl = load_rows(dlower, here, t, valid, units, M, M, BM).to(tl.float32)
         dl += f[:, None] * affine(key, dz, c, PRECISION)
@@ -74,7 +64,7 @@ def retreat_kernel(
         if SLOTS == 2:
             dl += n_f[:, None] * affine(key, n_dz, n_c, PRECISION)
             du += n_f[:, None] * product(x, n_dy.to(operand), PRECISION)
-        dg = (dl * dx).to(operand)
+        dg = (dl * derivative).to(operand)
         store_rows(dweighed, here, dg, t, valid, units, M, M, BM)
         du = tl.dot(dg, y, acc=du, input_precision=PRECISION)
         du = summed(du, partial, arrived, back, part, local, t, values, ROWS, BV, PARTS)
@@ -108,7 +98,7 @@ def retreat_kernel(
         if SLOTS == 2:
             given += n_f[:, None] * product(u, tl.trans(n_dy.to(operand)), PRECISION)
         curve = load_rows(curved, here, t, valid, units, M, M, BM).to(tl.float32)
-        da = (dl * curve + given * dx).to(operand)
+        da = (dl * curve + given * derivative).to(operand)
         tl.debug_barrier()  # all have read what lay there
         store_rows(dhidden, here, da, t, valid, units, M, M, BM)
         row, n_row = load_both_rows(rows, place, t, valid, SIZE, SLOTS)
@@ -137,6 +127,4 @@ def retreat_kernel(
             if BIASED:
                 n_c += tl.sum(n_row[:, None] * asked, 0)
                 n_d += tl.sum(seen, 0)
-    store_slot(grad, dz, dy, c, d, keys, units, values, DK, DV, M, BIASED)
-    if SLOTS == 2:
-        store_slot(grad + wide, n_dz, n_dy, n_c, n_d, keys, units, values, DK, DV, M, BIASED)
+    store_both_slots(grad, dz, dy, c, d, n_dz, n_dy, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)

@@ -47,8 +47,8 @@ def writers_kernel(
     for first in tl.range(0, M, BM, disable_licm=True):
         units = first + tl.arange(0, BM)
         c = load_lower_bias(start, units, DK, DV, M, BIASED)
-        _x, _dx, ddx = activation_derivatives(affine(key, load_lower(start, keys, units, DK, M), c, PRECISION), ACTIVATION)
-        curve = product(u, tl.trans(load_upper(start, units, values, DK, DV, M)), PRECISION) * ddx
+        _x, _derivative, second = activation_derivatives(affine(key, load_lower(start, keys, units, DK, M), c, PRECISION), ACTIVATION)
+        curve = product(u, tl.trans(load_upper(start, units, values, DK, DV, M)), PRECISION) * second
         store_rows(curved, here, curve, t, valid, units, M, M, BM)
         x = load_rows(hidden, here, t, valid, units, M, M, BM)
         l = load_rows(lower, here, t, valid, units, M, M, BM)

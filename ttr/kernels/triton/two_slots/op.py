@@ -7,44 +7,22 @@ with B = 1. erase: the error is taken at the states. before: queries read before
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..autograd import apply, differentiated
-from ..ops import _on_cpu, _on_its_device, _ready
+from ..operators import CHUNK, apply, differentiated, empty_likes, gradients, operator, ready
 from ..shapes import sizes_of
 from .tiling import tiling_of
 
 TENSORS = 6  # the first arguments of an operator
-library = torch.library.Library("ttr", "FRAGMENT")
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor numbers, Tensor? first, Tensor? cu_seqlens"
-_RULE = "float scale, bool erase, bool before"
-library.define(
-    # o, last and, with save, reads and, with erase, error and inverse
-    f"two_slots_forward({_INPUTS}, {_RULE}, bool save) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-library.define(
-    # dq, dk, dv, dnumbers and, where it was given, dfirst
-    f"two_slots_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor[] saved, {_RULE}) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-
-
-@cache
-def _rule(erase: bool, before: bool):
-    from .run import Rule
-
-    return Rule(erase, before)
 
 
 def _forward(q, k, v, numbers, first, cu_seqlens, scale, erase, before, save):
     from . import run
 
-    given: Any = *_ready(q, k, v, numbers, first, cu_seqlens), scale, _rule(erase, before), save
+    given: Any = *ready(q, k, v, numbers, first, cu_seqlens), scale, run.rule_of(erase, before), save
     o, last, saved = run.forward(*given)
     return [o, last, *saved]
 
@@ -52,31 +30,40 @@ def _forward(q, k, v, numbers, first, cu_seqlens, scale, erase, before, save):
 def _backward(do, dlast, q, k, v, numbers, first, cu_seqlens, saved, scale, erase, before):
     from . import run
 
-    given: Any = *_ready(do, dlast, q, k, v, numbers, first, cu_seqlens), saved, scale, _rule(erase, before)
+    given: Any = *ready(do, dlast, q, k, v, numbers, first, cu_seqlens), saved, scale, run.rule_of(erase, before)
     return [x for x in run.backward(*given) if x is not None]
-
-
-def _like(*tensors: Tensor | None) -> list[Tensor]:
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors if x is not None]
 
 
 def _fake_forward(q, k, v, numbers, first, cu_seqlens, scale, erase, before, save):
     s = sizes_of(q, v, cu_seqlens)
-    out = [*_like(v), v.new_empty((s.N, s.HV, 2, s.dk, s.dv), dtype=torch.float32)]
+    out = [*empty_likes(v), v.new_empty((s.N, s.HV, 2, s.dk, s.dv), dtype=torch.float32)]
     if save:
         reads = q.new_empty((*q.shape[:2], s.HV, tiling_of(q.dtype, q.device.type).chunk))
-        out += [reads, *_like(v, reads)] if erase else [reads]
+        out += [reads, *empty_likes(v, reads)] if erase else [reads]
     return out
 
 
 def _fake_backward(do, dlast, q, k, v, numbers, first, *rest):
-    return _like(q, k, v, numbers, first)
+    return empty_likes(q, k, v, numbers, first)
 
 
-for _name, _kernel, _fake in (("two_slots_forward", _forward, _fake_forward), ("two_slots_backward", _backward, _fake_backward)):
-    library.impl(_name, _on_its_device(_kernel), "CUDA")
-    library.impl(_name, _on_cpu(_kernel), "CPU")
-    torch.library.register_fake(f"ttr::{_name}", _fake, lib=library)
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor numbers, Tensor? first, Tensor? cu_seqlens"
+_RULE = "float scale, bool erase, bool before"
+forward = operator(  # o, last and, with save, reads and, with erase, error and inverse
+    f"two_slots_forward({_INPUTS}, {_RULE}, bool save) -> Tensor[]", _forward, _fake_forward
+)
+backward = operator(  # dq, dk, dv, dnumbers and, where it was given, dfirst
+    f"two_slots_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor[] saved, {_RULE}) -> Tensor[]", _backward, _fake_backward
+)
+
+
+def _flat(*args):
+    """`backward` of what forward kept one by one: autograd does not look into a list."""
+    given, saved, rule = args[: TENSORS + 2], args[TENSORS + 2 : -3], args[-3:]
+    return backward(*given, list(saved), *rule)
+
+
+_gradients = gradients(_flat, CHUNK)
 
 
 class TwoSlots(torch.autograd.Function):
@@ -84,7 +71,7 @@ class TwoSlots(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
-        return tuple(torch.ops.ttr.two_slots_forward.default(*args, True))
+        return tuple(forward(*args, True))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -95,36 +82,17 @@ class TwoSlots(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, do, dlast, *_saved):
-        q, k, v, numbers, first, cu_seqlens, *saved = ctx.saved_tensors
+        inputs = ctx.saved_tensors[:TENSORS]
         if do is None:
             if dlast is None:
                 return (None,) * 9
-            do = torch.zeros_like(v)
-        backward = Gradients.apply if torch.is_grad_enabled() else Gradients.forward
-        dq, dk, dv, dnumbers, *dfirst = backward(do, dlast, q, k, v, numbers, first, cu_seqlens, *saved, *ctx.rule)
-        return dq, dk, dv, dnumbers, dfirst[0] if dfirst else None, None, None, None, None
-
-
-class Gradients(torch.autograd.Function):
-    """The gradients as a function of its own, so that a second derivative is refused instead of being wrong."""
-
-    @staticmethod
-    def forward(*args):
-        given, saved, rule = args[: TENSORS + 2], args[TENSORS + 2 : -3], args[-3:]
-        return tuple(torch.ops.ttr.two_slots_backward.default(*given, list(saved), *rule))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("path='triton' has no second derivative; use path='chunk' (or recurrent) where a gradient is differentiated")
+            do = torch.zeros_like(inputs[2])
+        return *_gradients(inputs[:-1], do, dlast, *ctx.saved_tensors, *ctx.rule), None, None, None, None
 
 
 def two_slots(*args) -> tuple[Tensor, Tensor]:
     """(q, k, v, numbers, first, cu_seqlens, scale, erase, before) -> o and the last states."""
     if not differentiated(args[:5]):
-        o, last = torch.ops.ttr.two_slots_forward.default(*args, False)
+        o, last = forward(*args, False)
         return o, last
     return apply(TwoSlots, *args)[:2]

@@ -17,14 +17,12 @@ from ... import normalizer
 from ...arguments import Call, gate_decay
 from ...padded import initial
 from ..eligible import Plan
+from ..signals import signals_of, taken_step
 from .op import two_slots
 
 
-def run(call: Call, dtype: torch.dtype, plan: Plan, signals: dict[str, Tensor], cu_seqlens: Tensor | None, n: int) -> tuple[Tensor, State]:
-    """o: [B, T, Hv, dv], and the states after the last token of n sequences.
-
-    dtype: the widest of q, k and v. signals: at least [Hv], with the step that the step rule makes of the declared one.
-    """
+def run(call: Call, dtype: torch.dtype, plan: Plan, cu_seqlens: Tensor | None, n: int) -> tuple[Tensor, State]:
+    """o: [B, T, Hv, dv], and the states after the last token of n sequences. dtype: the widest of q, k and v."""
     v, spec, (B, T, _, Hv, dk, dv) = call.v, call.spec, call.sizes
     state = None
     if call.initial_state is not None or not (plan.zero and slots_start_at_zero(spec.optimizer)) or T == 0 or n == 0:
@@ -41,8 +39,11 @@ def run(call: Call, dtype: torch.dtype, plan: Plan, signals: dict[str, Tensor], 
         ones = pad(wide.new_ones(1), (0, plan.pad - 1)).expand(B, T, Hv, plan.pad)
         wide = torch.cat([wide, ones], -1)
         first = None if first is None else pad(first, (0, plan.pad - 1))
+    signals = signals_of(call)
+    if plan.curvature is not None:
+        signals["step"] = taken_step(call, plan.curvature)
     with torch.autocast(v.device.type, enabled=False):
-        numbers = numbers_of(call, plan.factor, {name: x.float() for name, x in signals.items()})
+        numbers = numbers_of(call, plan.factor, signals)
     o, last = two_slots(
         q.contiguous(), k.contiguous(), wide.contiguous(), numbers, first, cu_seqlens, call.scale, plan.erase, plan.read_before
     )

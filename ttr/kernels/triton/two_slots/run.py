@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,9 @@ class Rule(NamedTuple):
 
     erase: bool
     before: bool
+
+
+rule_of = cache(Rule)
 
 
 class Kind(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..launch import Bound
+from ..operators import ready
 from ..shapes import ceil_div, power_of_two
 from .kernels import unit_norm_gradient_kernel, unit_norm_kernel
 
@@ -20,7 +21,7 @@ class UnitNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x, eps):
-        x = _ready(x)
+        (x,) = ready(x)
         y = torch.empty_like(x)
         launch(unit_norm_kernel, x, y, eps=eps)
         return y
@@ -36,7 +37,7 @@ class UnitNorm(torch.autograd.Function):
         # a second derivative is wanted, or somebody looks on who must not see a launch (is_grads_batched, a tracer)
         if torch.is_grad_enabled() or _batched(dy) or torch._C._len_torch_dispatch_stack():
             return _gradient(x, dy, ctx.eps), None
-        x, dy = _ready(x), _ready(dy)
+        x, dy = ready(x, dy)
         dx = torch.empty_like(x)
         launch(unit_norm_gradient_kernel, x, dy, dx, eps=ctx.eps)
         return dx, None
@@ -54,11 +55,6 @@ def _batched(x: Tensor) -> bool:
     """Whether a vmap, torch.func's or is_grads_batched's own, runs over it."""
     functorch = torch._C._functorch  # type: ignore[attr-defined]
     return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
-
-
-def _ready(x: Tensor) -> Tensor:
-    """Contiguous, and on the 16 bytes that launches count on."""
-    return x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def launch(kernel: Any, *tensors: Tensor, eps: float) -> None:

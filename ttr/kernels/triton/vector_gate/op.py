@@ -8,7 +8,6 @@ The configuration and the number of segments follow from the sizes and the devic
 
 from __future__ import annotations
 
-from functools import cache
 from operator import index
 from typing import Any
 
@@ -16,31 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import configs
-from ..autograd import apply, differentiated
-from ..ops import _on_cpu, _on_its_device, _ready
+from ..operators import CHUNK, apply, differentiated, empty_likes, gradients, operator, ready
 from ..shapes import sizes_of
 from .config import Choice, choose, saved
 
 TENSORS = 9  # the first arguments of an operator
-library = torch.library.Library("ttr", "FRAGMENT")
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? w, Tensor? p, Tensor log_decay, Tensor? weight, Tensor? initial, Tensor? cu_seqlens"
-_RULE = "float scale, bool erase, bool look_before, bool read_before"
-library.define(
-    f"vector_gate_forward({_INPUTS}, {_RULE}, bool save) -> (Tensor o, Tensor last, Tensor saved)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-library.define(
-    # dq, dk, dv and, where they were given, dw, dp, dlog_decay (if learned), dweight, dinitial
-    f"vector_gate_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor saved, {_RULE}, bool learned) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
-)
-
-
-@cache
-def _rule(erase: bool, tied: bool, added: bool, look_before: bool, read_before: bool):
-    from .run import Rule
-
-    return Rule(erase, tied, added, look_before, read_before)
 
 
 def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Choice:
@@ -54,8 +33,8 @@ def _forward(q, k, v, w, p, log_decay, weight, initial, cu_seqlens, scale, erase
     from . import run
 
     config, segments, room = _choose(q, v, cu_seqlens)
-    given: Any = _ready(q, k, v, w, p, log_decay, weight, initial, cu_seqlens)
-    rest: Any = scale, _rule(erase, w is None, p is not None, look_before, read_before), config, segments, save, room
+    given: Any = ready(q, k, v, w, p, log_decay, weight, initial, cu_seqlens)
+    rest: Any = scale, run.rule_of(erase, w is None, p is not None, look_before, read_before), config, segments, save, room
     return run.forward(*given, *rest)
 
 
@@ -65,8 +44,8 @@ def _backward(
     from . import run
 
     config, segments, room = _choose(q, v, cu_seqlens)
-    given: Any = _ready(do, dlast, q, k, v, w, p, log_decay, weight, initial, cu_seqlens, kept)
-    rest: Any = scale, _rule(erase, w is None, p is not None, look_before, read_before), config, segments, learned, room
+    given: Any = ready(do, dlast, q, k, v, w, p, log_decay, weight, initial, cu_seqlens, kept)
+    rest: Any = scale, run.rule_of(erase, w is None, p is not None, look_before, read_before), config, segments, learned, room
     dq, dk, dv, dw, dp, dlog_decay, dweight, dinitial = run.backward(*given, *rest)
     if dlog_decay is not None and log_decay.ndim == 2:
         dlog_decay = dlog_decay.sum((0, 1))
@@ -82,17 +61,18 @@ def _fake_forward(q, k, v, w, p, log_decay, weight, initial, cu_seqlens, scale, 
     return o, last, v.new_empty((saved(s, q.dtype, erase, config, room).size if save else 0,), dtype=torch.uint8)
 
 
-def _fake_backward(
-    do, dlast, q, k, v, w, p, log_decay, weight, initial, cu_seqlens, kept, scale, erase, look_before, read_before, learned,
-):  # fmt: skip
-    like = [q, k, v, w, p, log_decay if learned else None, weight, initial]
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like if x is not None]
+def _fake_backward(do, dlast, q, k, v, w, p, log_decay, weight, initial, cu_seqlens, *rest):
+    return empty_likes(q, k, v, w, p, log_decay if rest[-1] else None, weight, initial)
 
 
-for _name, _kernel, _fake in (("vector_gate_forward", _forward, _fake_forward), ("vector_gate_backward", _backward, _fake_backward)):
-    library.impl(_name, _on_its_device(_kernel), "CUDA")
-    library.impl(_name, _on_cpu(_kernel), "CPU")
-    torch.library.register_fake(f"ttr::{_name}", _fake, lib=library)
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? w, Tensor? p, Tensor log_decay, Tensor? weight, Tensor? initial, Tensor? cu_seqlens"
+_RULE = "float scale, bool erase, bool look_before, bool read_before"
+forward = operator(f"vector_gate_forward({_INPUTS}, {_RULE}, bool save) -> (Tensor o, Tensor last, Tensor saved)", _forward, _fake_forward)
+backward = operator(  # dq, dk, dv and, where they were given, dw, dp, dlog_decay (if learned), dweight, dinitial
+    f"vector_gate_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor saved, {_RULE}, bool learned) -> Tensor[]",
+    _backward, _fake_backward,
+)  # fmt: skip
+_gradients = gradients(backward, CHUNK)
 
 
 class VectorGate(torch.autograd.Function):
@@ -100,7 +80,7 @@ class VectorGate(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
-        return torch.ops.ttr.vector_gate_forward.default(*args, True)
+        return forward(*args, True)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -117,27 +97,8 @@ class VectorGate(torch.autograd.Function):
                 return (None,) * (TENSORS + 4)
             do = torch.zeros_like(inputs[2])
         learned = ctx.needs_input_grad[5]
-        backward = Gradients.apply if torch.is_grad_enabled() else Gradients.forward
-        got = iter(backward(do, dlast, *inputs, kept, *ctx.rule, learned))
-        log_decay = inputs[5] if learned else None
-        given = *inputs[:5], log_decay, *inputs[6:8]
-        return *(None if x is None else next(got) for x in given), None, None, None, None, None
-
-
-class Gradients(torch.autograd.Function):
-    """The gradients as a function of its own, so that a second derivative is refused instead of being wrong."""
-
-    @staticmethod
-    def forward(*args):
-        return tuple(torch.ops.ttr.vector_gate_backward.default(*args))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("path='triton' has no second derivative; use path='chunk' (or recurrent) where a gradient is differentiated")
+        wanted = *inputs[:5], inputs[5] if learned else None, *inputs[6:8]
+        return *_gradients(wanted, do, dlast, *inputs, kept, *ctx.rule, learned), None, None, None, None, None
 
 
 def vector_gate(
@@ -147,7 +108,7 @@ def vector_gate(
     """o and the last state; nothing is kept for backward where nothing requires a gradient."""
     args = (q, k, v, w, p, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before)
     if not differentiated(args[: TENSORS - 1]):
-        o, last, _ = torch.ops.ttr.vector_gate_forward.default(*args, False)
+        o, last, _ = forward(*args, False)
         return o, last
     o, last, _ = apply(VectorGate, *args)
     return o, last

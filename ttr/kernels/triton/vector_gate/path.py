@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ....objectives import slopes
-from ...arguments import Call, gate_decay
+from ...arguments import Call
 from ..eligible import Plan
-from ..path import _numbers, _tensor, _weight
+from ..signals import as_numbers, decay_of, weight_of
 from .op import vector_gate
 
 
@@ -21,7 +21,7 @@ def run(call: Call, plan: Plan, q: Tensor, k: Tensor, v: Tensor, start: Tensor |
         if not plan.erase:  # no key looks
             q, k, w = q if Hv == H else q.repeat_interleave(Hv // H, 2), w, None
     else:
-        weight = _numbers(_weight(call, plan), Hv)
+        weight = as_numbers(weight_of(call, plan), Hv)
     if write_key is not None:
         gain = slopes(call.spec.objective, call.sizes[5])[1]
         p = (write_key if gain == 1.0 else write_key * gain).to(q.dtype).contiguous()
@@ -43,11 +43,9 @@ def _write_keys(call: Call, plan: Plan, step: Tensor, k: Tensor) -> Tensor:
 
 def _log_decay(call: Call) -> Tensor:
     """[Hv, dk] or [B, T, Hv, dk] in the dtype it came in; a decay a head is that of all its channels."""
-    (B, T, _, Hv, dk, _), facts, device = call.sizes, call.facts, call.v.device
-    signals = {name: _tensor(x, Hv, device) for name, x in call.signals.items() if name in facts.gate_signals or name == "log_decay"}
-    decay = gate_decay(signals, call, torch.float32)
+    (B, T, _, Hv, dk, _), decay = call.sizes, decay_of(call)
     if decay is None:
-        return torch.zeros(Hv, dk, device=device)
+        return torch.zeros(Hv, dk, device=call.v.device)
     if decay.ndim in (0, 1):
         decay = decay.expand(Hv)[:, None].expand(Hv, dk)
     elif decay.ndim == 3:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,9 @@ class Rule(NamedTuple):
     added: bool
     look_before: bool
     read_before: bool
+
+
+rule_of = cache(Rule)
 
 
 class Kind(NamedTuple):
