@@ -243,6 +243,20 @@ def omeganet(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
     return tr.omeganet(x["q"], x["k"], x["v"], **signals, weights=weights, mini_batch=spec.optimizer.mini_batch)
 
 
+def atlas_inputs(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
+    return {**omega_inputs(draw, spec, T), "momentum": draw.rate(T)}
+
+
+def atlas(spec: ttr.Spec, x: Inputs) -> tuple[Tensor, State]:
+    """The loss's scale goes into what is turned; its momentum is then ours as well."""
+    assert spec.objective.reduce == "mean"
+    signals = {"step": x["step"], "momentum": x["momentum"], "log_decay": x["log_decay"], "gamma": x["window_weight"] / DV}
+    weights = [x["params"]["W1"], x["params"]["W2"]]
+    settings = {"weights": weights, "mini_batch": spec.optimizer.mini_batch, "eps": spec.optimizer.eps}
+    o, state = tr.atlas(x["q"], x["k"], x["v"], **signals, **settings)
+    return o, {name.replace("momentum_", "momentum."): value for name, value in state.items()}
+
+
 def plain(draw: Draw, spec: ttr.Spec, T: int) -> Inputs:
     return draw.qkv(T)
 
@@ -303,6 +317,10 @@ CASES = {
     **batched_cases("yaad", miras_inputs("threshold"), miras(tr.yaad)),
     **batched_cases("moneta", miras_inputs(), miras(tr.moneta, factor=1 / 3)),
     **batched_cases("omeganet", omega_inputs, omeganet),
+    "atlas": Case("atlas", atlas_inputs, atlas, ("definition",)),
+    "atlas in fours": Case("atlas", atlas_inputs, atlas, ("definition",), {"optimizer.mini_batch": 4}),
+    # ours is smooth at N = 0, which changes a length by eps^2 / 2: of a small N, over 70 tokens, by more than TOLERANCE
+    "atlas online": Case("atlas", atlas_inputs, atlas, ("definition",), {"optimizer.mini_batch": 1, "optimizer.eps": 1e-9}),
     **batched_cases("memora", miras_inputs(), miras(tr.memora, initial=lambda A: A.softmax(-2)), seen=on_the_simplex),
     "softmax": Case("softmax", plain, lambda spec, x: (tr.softmax(**x)[0], {}), ("definition", "sdpa")),
     "softmax_window": Case(

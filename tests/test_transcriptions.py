@@ -34,7 +34,10 @@ def every_transcription(draw) -> dict[str, Callable[..., tuple]]:
     yaad, moneta = (functools.partial(f, weights=[W1, W2], **trained) for f in (tr.yaad, tr.moneta))
     memora = functools.partial(tr.memora, weights=[W1.softmax(-2), W2.softmax(-2)], **trained)
 
-    omeganet = functools.partial(tr.omeganet, weights=[W1, W2], mini_batch=4)
+    omeganet, atlas = (functools.partial(f, weights=[W1, W2], mini_batch=4) for f in (tr.omeganet, tr.atlas))
+
+    def gamma(s: Tensor) -> Tensor:
+        return torch.stack([s, 1 - s, s * s], -1)
 
     swiglu = {"W_0": W1.mT, "W_1": W2.mT, "W_2": W1.mT.flip(-1)}
     lact = functools.partial(tr.lact, **swiglu, chunk=4)
@@ -72,7 +75,8 @@ def every_transcription(draw) -> dict[str, Callable[..., tuple]]:
         "yaad": lambda q, k, v, s, g: yaad(q, k, v, step=0.1 * s, threshold=3 * s, log_decay=g),
         "moneta": lambda q, k, v, s, g: moneta(q, k, v, step=0.02 * s, log_decay=0.1 * g),
         "memora": lambda q, k, v, s, g: memora(q, k, v, step=0.1 * s, log_decay=g),
-        "omeganet": lambda q, k, v, s, g: omeganet(q, k, v, step=0.1 * s, log_decay=g, gamma=torch.stack([s, 1 - s, s * s], -1)),
+        "omeganet": lambda q, k, v, s, g: omeganet(q, k, v, step=0.1 * s, log_decay=g, gamma=gamma(s)),
+        "atlas": lambda q, k, v, s, g: atlas(q, k, v, step=0.1 * s, momentum=0.5 * s, log_decay=g, gamma=gamma(s)),
         "softmax": lambda q, k, v, s, g: tr.softmax(q, k, v),
         "softmax_window": lambda q, k, v, s, g: tr.softmax_window(q, k, v, window=3),
     }

@@ -13,6 +13,7 @@ from .kernels.paths import PATHS
 from .kernels.triton.eligible import why_not_chunks, why_not_machine, why_not_triton
 from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
+from .operands import operands_of
 from .registry import unknown
 from .spec import spec as read_spec
 
@@ -88,6 +89,8 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     known: dtype, dk, dv, capability, as in `select_path`.
     """
     possible = _torch_targets(spec)
+    if "dual" in possible and operands_of(known.get("dtype")) is not None:
+        possible["dual"] += "; bf16 operands in large products, float32 in all else"
     if device == "cpu" or why_not_kernels(spec, device=device, **known) is not None:
         return possible
     kernels = {"triton": _kernels(spec)}

@@ -46,8 +46,9 @@ def constant(fn: Callable[..., R]) -> Callable[..., R]:
 
     @cache
     def cached(*args):
-        # for real, also while torch.export or a fake mode looks on; derivatives inside inference mode are zeros on torch 2.11
-        with _lock, _disable_current_modes(), torch.inference_mode(False):
+        # for real, also while torch.export or a fake mode looks on, and under torch.device("meta"); derivatives inside inference
+        # mode are zeros on torch 2.11
+        with _lock, _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False):
             return fn(*(_declarations.get(x, x) if isinstance(x, str) else x for x in args))
 
     @wraps(fn)

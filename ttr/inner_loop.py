@@ -291,13 +291,16 @@ class InnerLoop:
             "kept": open_["kept"] if keep is None else open_["kept"] * keep,
         }
 
-    def _step_once(self, z: dict, open_: dict) -> dict:
-        """One update on the mini-batch's weighted sum; its rates are the means over the mini-batch."""
+    def _step_once(self, z: dict, open_: dict, operands: torch.dtype | None = None) -> dict:
+        """One update on the mini-batch's weighted sum; its rates are the means over the mini-batch.
+
+        operands: of the optimizer's own large products, which a faster path may round.
+        """
         count = int(self.spec.mini_batch) * self.spec.steps
         means = {name: self._shape(total / count) for name, total in open_["signals"].items()}
         if "weight" not in means:
             means["step"] = torch.ones_like(means["step"])
-        s, decayed = Signals(means), self._gate(z, open_["kept"])
+        s, decayed = Signals(means, operands), self._gate(z, open_["kept"])
         updated = {name: self.optimizer.update(zs, open_["gradient"][name], self.own(s, name)) for name, zs in decayed.items()}
         return self._project(updated, z)
 

@@ -108,6 +108,21 @@ def looks_at_weights(optimizer: Optimizer) -> tuple[bool, bool]:
     return torch.equal(optimizer.point(z, s), z[0]), torch.equal(optimizer.read(z, s), z[0])
 
 
+@constant
+def slots_seen(optimizer: Optimizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The slots that `point` and `read` are made of: of the others the factor is zero, whatever the signals are."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> Tensor:  # of either sign and any size: a factor may be zero over a stretch
+        size, sign = torch.rand(2, 64, generator=generator, dtype=torch.float64)
+        return 10 ** (8 * size - 4) * torch.where(sign < 0.5, -1.0, 1.0)
+
+    s = Signals({name: draw() for name in optimizer.signals()})
+    units = [tuple(u.expand(64) for u in unit) for unit in torch.eye(1 + len(optimizer.slots), dtype=torch.float64)]
+    point, read = (tuple(j for j, z in enumerate(units) if bool((f(z, s) != 0).any())) for f in (optimizer.point, optimizer.read))
+    return point or (0,), read or (0,)
+
+
 @dataclass(frozen=True)
 class Coefficients:
     """What an optimizer and a gate do to the slots at every event; leading axes as the signals', d1 and d2 last.

@@ -61,7 +61,8 @@ def test_our_ttt_linear_writes_what_fla_writes_and_what_is_compared_is_the_same(
     ours = case.compared("ttr", case.contender("ttr", x).call(), x)
     torch.testing.assert_close(ours, case.compared("fla", theirs, x), rtol=0, atol=0.02)  # our output is rounded to bf16
     params = {"W1": x.W, "b1": x.b, "norm_weight": x.norm_weight, "norm_bias": x.norm_bias}
-    state = ttr.regress(x.q, x.k, x.v, case.declaration, step=16 * x.eta.float(), params=params)[1]
+    q, k, v = (y.float() for y in (x.q, x.k, x.v))  # as theirs: in bf16 the operands would be rounded
+    state = ttr.regress(q, k, v, case.declaration, step=16 * x.eta.float(), params=params)[1]
     torch.testing.assert_close(state.weights["W1"], W, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state.weights["b1"], b[:, :, 0], rtol=1e-3, atol=1e-4)
 

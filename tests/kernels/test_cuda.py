@@ -31,12 +31,15 @@ def test_cuda(name, dtype):
     )
     exact = testing.evaluate(case.to(torch.float64), "definition")
     own = testing.errors(testing.evaluate(case, "definition"), exact)
-    got = testing.evaluate(case.to("cuda"), ttr.select_path(case.spec)[0])  # the kernels have a tolerance of their own: test_gpu.py
+    path = ttr.select_path(case.spec)[0]
+    got = testing.evaluate(case.to("cuda"), path)  # the kernels have a tolerance of their own: test_gpu.py
     assert got["o"].is_cuda and got["o"].dtype == dtype
     worst = max(own.values())
     for what, error in testing.errors({n: t.cpu() for n, t in got.items()}, exact).items():
         # the loop's own error in this dtype, four times for the other order of summation; float64 as on the CPU
         allowed = 1e-9 if dtype == torch.float64 else 4 * max(own[what], 0.25 * worst) + torch.finfo(dtype).eps
+        if path == "dual" and dtype == torch.bfloat16:  # operands of large products are in bf16, which the loop's are not
+            allowed = max(allowed, 2**-4)
         assert error <= allowed, f"{name} {dtype}: {what} is off by {error:.2e}, allowed {allowed:.2e}"
 
 

@@ -11,7 +11,7 @@ from ttr.layers import Mixer
 D, B, T = 64, 2, 21
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 PRESETS = [
-    "deltanet", "deltaproduct", "gated_deltanet", "gated_deltaproduct", "gla", "kda", "lact", "lightning", "linear_attention",
+    "atlas", "deltanet", "deltaproduct", "gated_deltanet", "gated_deltaproduct", "gla", "kda", "lact", "lightning", "linear_attention",
     "linear_attention_unnormalised", "longhorn", "mamba2", "memora", "mesa", "mesanet", "mlstm", "momentum_deltanet",
     "moneta", "omeganet", "retnet", "rwkv7", "softmax", "softmax_window", "titans", "ttt_linear", "ttt_mlp", "yaad",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ def test_round_trips(name, tmp_path):
 
 
 def test_no_two_presets_declare_the_same_layer():
-    assert len({ttr.spec(name).hash for name in FILES}) == len(FILES) == 27
+    assert len({ttr.spec(name).hash for name in FILES}) == len(FILES) == 28
 
 
 @pytest.mark.parametrize(

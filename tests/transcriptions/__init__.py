@@ -20,10 +20,11 @@ from .hebbian import gla, lightning, linear_attention, linear_attention_unnormal
 from .least_squares import mesa, mesanet, rls
 from .miras import memora, moneta, yaad
 from .nonlinear import titans, ttt_linear, ttt_mlp
-from .omega import omeganet
+from .omega import atlas, omeganet
 from .softmax import softmax, softmax_window
 
 __all__ = [
+    "atlas",
     "deltanet",
     "deltaproduct",
     "dplr",

@@ -13,6 +13,7 @@ from .place import Place
 FRAMEWORK = "wang2025regression"
 
 PRESETS: dict[str, tuple[str, ...]] = {
+    "atlas": ("behrouz2025atlas",),
     "deltanet": ("schlag2021fast", "yang2024deltanet"),
     "deltaproduct": ("siems2025deltaproduct",),
     "gated_deltanet": ("yang2024gated",),

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..operands import product
 from ..piece import Piece
 from ..registry import OPTIMIZERS, SpecError
 from ..signals import Signal, signal
@@ -27,10 +28,13 @@ Slots = tuple[Tensor, ...]
 
 
 class Signals:
-    """A token's signal values by attribute; naming one that was not declared says which exist."""
+    """A token's signal values by attribute; naming one that was not declared says which exist.
 
-    def __init__(self, values: dict[str, Tensor]):
-        self._values = values
+    operands: of `product`, with which an optimizer multiplies large matrices: bf16 where the caller's tensors are, or None.
+    """
+
+    def __init__(self, values: dict[str, Tensor], operands: torch.dtype | None = None):
+        self._values, self._operands = values, operands
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_"):
@@ -40,7 +44,11 @@ class Signals:
         return self._values[name]
 
     def replace(self, **values) -> Signals:
-        return Signals({**self._values, **values})
+        return Signals({**self._values, **values}, self._operands)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b in a's dtype, with bf16 operands where the call has them."""
+        return product(a, b, self._operands)
 
 
 @dataclass(frozen=True, kw_only=True)

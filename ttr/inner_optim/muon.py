@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,14 +24,18 @@ COEFFICIENTS = {
 }
 
 
-def newton_schulz(n: Tensor, coefficients, eps: float) -> Tensor:
-    """An approximately orthogonal matrix near n: X <- aX + (bA + cA^2)X, A = XX^T, from X = n / (||n||_F + eps)."""
+def newton_schulz(n: Tensor, coefficients, eps: float, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """An approximately orthogonal matrix near n: X <- aX + (bA + cA^2)X, A = XX^T, from X = n / (||n||_F + eps).
+
+    product: of matrices. With 16-bit operands X itself is kept in its dtype, and the directions in which n is smaller than
+    their rounding come out as noise: they are lifted as the others are.
+    """
     x = n.mT if n.shape[-2] > n.shape[-1] else n
     square = x.square().sum((-2, -1), keepdim=True)
     x = x / ((square + eps * eps).sqrt() + eps)  # smooth at n = 0
     for a, b, c in coefficients:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = product(x, x.mT)
+        x = a * x + product(b * gram + c * product(gram, gram), x)
     return x.mT if n.shape[-2] > n.shape[-1] else x
 
 
@@ -69,5 +74,5 @@ class Muon(Optimizer):
     def update(self, z, g, s):
         w, n = z
         n = s.momentum * n + g
-        direction = newton_schulz(n, COEFFICIENTS[self.coefficients], self.eps) if n.ndim >= 2 else n
+        direction = newton_schulz(n, COEFFICIENTS[self.coefficients], self.eps, s.product) if n.ndim >= 2 else n
         return (w - s.step * direction, n)

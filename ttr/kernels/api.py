@@ -48,7 +48,9 @@ def regress(
     params: learned constants from `spec.init_params(Hv, dk, dv)`. scale: None means the declaration's.
     initial_state: a State, or [B, Hv, dk, dv] for linear regressors. cu_seqlens: [N+1] int32, B = 1; states have N.
     path: auto | definition | recurrent | chunk | dual | sdpa | triton, or with an option {kind: chunk, chunk_size: 32} or
-    {kind: dual, compile: true} (whole mini-batches through torch.compile, slow at first). triton (what auto takes on a GPU
+    {kind: dual, compile: true} (whole mini-batches through torch.compile, slow at first). dual multiplies large matrices with
+    bf16 operands where q, k and v are bf16, and keeps all else in float32: numbers are right to bf16's rounding (2^-9) times
+    what the memory makes of it; cast q, k and v to float32 for operands in float32. triton (what auto takes on a GPU
     of compute capability 9.0 or more, where it serves) computes in the widest dtype of q, k and v, has no second
     derivative, and, but for mini-batches, looks at the values of cu_seqlens on the device alone: wrong ones are a
     device-side assertion.

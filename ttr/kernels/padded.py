@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..inner_loop import complete_state
+from ..operands import operands_of
 from ..spec import Spec
 from ..state import State, flatten
 from . import normalizer
@@ -19,7 +20,8 @@ from .problem import Problem
 
 
 def run(call: Call, widest: torch.dtype, path: Callable, options: dict[str, Any]) -> tuple[Tensor, State]:
-    """path: (problem, **options) -> (o [N, H, T, dv], state). widest: dtype given; float64 computes in float64."""
+    """path: (problem, **options) -> (o [N, H, T, dv], state). widest: dtype given; float64 computes in float64, all
+    else in float32, of which bf16 lets a path round the operands of large products."""
     q, v, spec, (B, T, H, Hv, dk, dv) = call.q, call.v, call.spec, call.sizes
     dtype = torch.float64 if widest == torch.float64 else torch.float32
     values, decay = full_signals(call, dtype)
@@ -52,7 +54,7 @@ def run(call: Call, widest: torch.dtype, path: Callable, options: dict[str, Any]
         return v.new_zeros(B, T, Hv, dv), state
     normalized = spec.read.normalizer != "none"
     problem = Problem(
-        spec=spec,
+        spec=spec, operands=operands_of(widest),
         q=lay(q, 0, True) * call.scale,
         k=events(call.k, True), v=normalizer.with_ones(v_laid) if normalized else v_laid,
         write_key=None if call.write_key is None else events(call.write_key, True),

@@ -19,6 +19,7 @@ class Problem:
     channel of ones last if one is declared. signals: name -> [N, H, T, n, d1, d2], d1 in (1, dk), d2 in (1, dv).
     log_decay: [N, H, T, d1]. params: name -> [H, ...]. state: what was learned before the first token.
     lengths: the tokens of each sequence that are real, or None when all T are; what lies behind is no event.
+    operands: what a call in bf16 lets the dual form round the operands of large products to; None: nothing.
     """
 
     spec: Spec
@@ -31,6 +32,7 @@ class Problem:
     params: dict[str, Tensor]
     state: State
     lengths: list[int] | None
+    operands: torch.dtype | None = None
 
     @property
     def valid(self) -> Tensor | None:

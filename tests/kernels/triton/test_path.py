@@ -25,6 +25,7 @@ PRESETS = {
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
     "lact": "optimizer.accumulate=true",
     "yaad": "the gradient of objective 'huber' is not affine", "moneta": "the gradient of objective 'lp' is not affine",
+    "atlas": "optimizer 'muon' is not linear and steps at every token",
     "omeganet": "objective.window=16 takes the gradient of several pairs", "memora": "mirror 'softmax' maps the weights",
 }  # fmt: skip
 DELTA = ttr.spec({"optimizer": "delta"})

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.utils import _pytree as pytree
 
 from .recompute import transformed
@@ -23,6 +22,8 @@ def compiled_once(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     Should it fail, a warning says so, and fn runs as it is from then on.
     """
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # the compiler takes seconds to import
+
     run: Callable[..., Any] | None = torch.compile(fn, fullgraph=True, dynamic=False)
 
     def eager(error: Exception, args: tuple) -> Any:

@@ -10,6 +10,9 @@ e runs over pairs, those of earlier tokens among them, and R B takes R's place, 
 mirror maps the weights before they predict, those of each token of the mini-batch are made. Mini-batches follow one another;
 backward keeps the states between groups of them and makes the rest again. Source: the dual form of TTT (2407.04620,
 section 2.5), here for any linear optimizer and any depth.
+
+A call in bf16 multiplies h Z, h x^T, (R * h x^T) d, x^T d and what an optimizer makes of matrices with operands in bf16, forward
+and backward; weights and slots, to which x^T d is added, masks, norms and losses are float32.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from torch.func import grad, vmap
 
 from ...inner_loop import InnerLoop, concatenate, reopened
 from ...inner_optim import Signals
-from ...lowering import Coefficients, coefficients, effective_signals, keep_factor
+from ...lowering import Coefficients, coefficients, effective_signals, keep_factor, looks_at_weights, slots_seen
+from ...operands import product
 from ...spec import Spec
 from ...state import State, map_tensors
 from ..problem import Problem
+from .chunk import sum_of
 from .compiled import compiled_once
-from .dual_weights import Looked, Made, Moved
+from .dual_weights import Looked, Made, Moved, Slots
 from .masks import masks
 from .recompute import recomputed
 
@@ -59,6 +64,7 @@ def dual(problem: Problem, compile: bool = False) -> tuple[Tensor, State]:
     return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
 
 
+FEW = 16  # tokens, one tile of a tensor core: for fewer, rounding the weights takes longer than it saves
 KEPT = 8  # up to so many mini-batches backward finds the whole graph of; longer sequences are run again in groups
 TOKEN_AXIS = {"A": -4, "b": -4, "c": -4, "read": -3}  # of the coefficients; everything else is [N, H, T, ...]
 
@@ -73,7 +79,7 @@ def _together(problem: Problem, position: int, compile: bool) -> tuple[Tensor, S
     groups = [lengths[i : i + several] for i in range(0, len(lengths), several)]
     outputs = []
     for tokens, group in zip(_cut(_tokens(problem), [sum(group) for group in groups]), groups, strict=True):
-        run = partial(_group, spec, group, position, compile)
+        run = partial(_group, spec, group, position, compile, problem.operands)
         o, memory = recomputed(run, tokens, memory, problem.params) if len(groups) > 1 else run(tokens, memory, problem.params)
         outputs.append(o)
         position = (position + sum(group)) % size
@@ -133,8 +139,9 @@ def _cut(tokens: dict[str, Any], lengths: list[int]) -> list[dict[str, Any]]:
 
 
 def _group(
-    spec: Spec, lengths: list[int], position: int, compile: bool, tokens: dict, memory: dict, params: Weights
-) -> tuple[Tensor, dict]:
+    spec: Spec, lengths: list[int], position: int, compile: bool, operands: torch.dtype | None,
+    tokens: dict, memory: dict, params: Weights,
+) -> tuple[Tensor, dict]:  # fmt: skip
     """Consecutive mini-batches of all heads, the first of them open at `position`."""
     outputs = []
     for length, own, numbers in zip(lengths, _cut(tokens, lengths), _masks(spec, tokens, lengths), strict=True):
@@ -143,29 +150,43 @@ def _group(
         if "log_decay" in own:
             part["log_decay"] = own["log_decay"]
         closes = position + length == spec.mini_batch
-        run = compiled(spec) if compile and closes and position == 0 else heads(spec, position, closes)
+        rounded = operands if length >= FEW else None
+        whole = compile and closes and position == 0
+        run = compiled(spec, rounded) if whole else heads(spec, position, closes, rounded)
         o, memory = run(part, memory, params)
         outputs.append(o)
         position = 0 if closes else position + length
     return torch.cat(outputs, 2), memory
 
 
-def heads(spec: Spec, position: int, closes: bool) -> Run:
+def heads(spec: Spec, position: int, closes: bool, operands: torch.dtype | None) -> Run:
     """`MiniBatch.run` on [N, H, ...]."""
-    return vmap(vmap(MiniBatch(spec, position, closes).run), in_dims=(0, 0, None))
+    return vmap(vmap(MiniBatch(spec, position, closes, operands).run), in_dims=(0, 0, None))
 
 
 @cache
-def compiled(spec: Spec) -> Run:
+def compiled(spec: Spec, operands: torch.dtype | None) -> Run:
     """The same for a whole mini-batch, compiled."""
-    return compiled_once(heads(spec, 0, True), f"the mini-batch of {spec.name or spec.regressor.kind}")
+    return compiled_once(heads(spec, 0, True, operands), f"the mini-batch of {spec.name or spec.regressor.kind}")
+
+
+def _seen(z: dict, rows: Callable[[str], Tensor], plain: bool, which: tuple[int, ...]) -> dict[str, tuple[Slots, Tensor | None]]:
+    """Of every weight tensor the slots that are seen and their rows; plain: the weights alone, as they are.
+
+    Slots whose factor is zero by the optimizer's making are left out: each would be a product of matrices, and a NaN in it seen.
+    """
+    if plain:
+        return {name: (zs[:1], None) for name, zs in z.items()}
+    return {name: (tuple(zs[i] for i in which), rows(name)[list(which)]) for name, zs in z.items()}
 
 
 class MiniBatch:
-    """One mini-batch (or the part of it that is at hand) of one head."""
+    """One mini-batch (or the part of it that is at hand) of one head. operands: of large products; None: as they are."""
 
-    def __init__(self, spec, position: int, closes: bool):
-        self.spec, self.position, self.closes = spec, position, closes
+    def __init__(self, spec, position: int, closes: bool, operands: torch.dtype | None):
+        self.spec, self.position, self.closes, self.operands = spec, position, closes, operands
+        self.product = partial(product, operands=operands)
+        (self.looks, self.reads), (self.looked, self.read) = looks_at_weights(spec.optimizer), slots_seen(spec.optimizer)
 
     def run(self, part: dict, memory: dict, params: Weights) -> tuple[Tensor, dict]:
         loop = InnerLoop(self.spec, params)
@@ -177,7 +198,7 @@ class MiniBatch:
         part, window = self._look_back(part, open_.get("window"))
         if window is not None:
             part |= {"R": part["R"] @ part["band"], "F": part["F"] @ part["band"]}
-        inputs, gradients = self._gradients(loop, part, start, {name: part["c"] for name in start})
+        inputs, gradients = self._gradients(loop, part, start, lambda name: part["c"])
         mask, rows, slots = part["R"], part["Q0"], z
         if self.spec.optimizer.position != "none":  # W_start + c_i (W_i - W_start): the start is one more slot
             factor = loop.factors(self.position, part["q"].shape[0], mask)
@@ -195,7 +216,7 @@ class MiniBatch:
     def _look_back(self, part: dict, before: Weights | None) -> tuple[dict, Weights | None]:
         """The part with pairs, the earliest first, in place of its events, and the pairs the next part looks back to.
 
-        band: [events, pairs], the weight of a pair in an event's gradient, which is taken at the weights: c is 1 there.
+        band: [events, pairs], the weight of a pair in an event's gradient, which is taken at the weights.
         """
         if before is None:
             return part, None
@@ -206,14 +227,12 @@ class MiniBatch:
         lag = torch.arange(events, device=ones.device)[:, None] + back - torch.arange(events + back, device=ones.device)
         weights = part["signals"]["window_weight"].expand(events, back + 1)
         band = torch.where((lag >= 0) & (lag <= back), weights.gather(1, lag.clamp(0, back)), 0) * pairs["real"]
-        looks = torch.zeros_like(pairs["real"]).expand(1 + len(self.spec.optimizer.slots), -1).clone()
-        looks[0] = 1
         latest = {name: x.flip(0)[:back] for name, x in pairs.items()}
-        return {**part, "k": pairs["k"], "v": pairs["v"], "c": looks, "band": band}, latest
+        return {**part, "k": pairs["k"], "v": pairs["v"], "band": band}, latest
 
     def _moved(self, slots: dict, rows: Tensor, mask: Tensor, inputs: dict, gradients: Weights) -> dict[str, Moved]:
-        written = {name: (x, gradients[name]) for name, (x, _) in inputs.items()}
-        return {name: Moved(zs, rows, mask, written.get(name)) for name, zs in slots.items()}
+        written = {name: (mask, x, gradients[name]) for name, (x, _) in inputs.items()}
+        return {name: Moved(zs, rows, written.get(name), self.product) for name, zs in slots.items()}
 
     def _made(self, slots: dict, rows: Tensor, mask: Tensor, inputs: dict, gradients: Weights) -> dict[str, Made]:
         stored = {name: torch.einsum("kt,k...->t...", rows, torch.stack(zs)) for name, zs in slots.items()}
@@ -224,22 +243,22 @@ class MiniBatch:
                 stored[bias] = stored[bias] + mask @ d
         return {name: Made(vmap(self.spec.optimizer.mirror)(w)) for name, w in stored.items()}
 
-    def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Weights):
+    def _gradients(self, loop: InnerLoop, part: dict, start: dict, rows: Callable[[str], Tensor]):
         """Inputs of every linear layer at the start weights and the loss's gradients at its outputs, event by event.
 
-        rows: of every weight tensor, how the gradient's point is made of the slots; a mirror is of the weights alone.
+        rows: of a weight tensor, how the gradient's point is made of the slots; a mirror is of the weights alone.
         """
-        start = self._mirrored(loop, start)
+        start = _seen(self._mirrored(loop, start), rows, self.looks, self.looked)
         seen = {} if "band" in part else {n: s[:, 0] for n, s in part["signals"].items()}  # a window's losses have no signals
         events = part["k"].shape[0]
-        shapes = {name: zs[0].shape[-1] for name, zs in start.items() if zs[0].ndim == 2}
+        shapes = {name: zs[0].shape[-1] for name, (zs, _) in start.items() if zs[0].ndim == 2}
         taps = {name: part["k"].new_zeros(events, width) for name, width in shapes.items()}
 
         biases: dict[str, str | None] = {}
 
         def loss(taps):
             inputs: dict[str, tuple[Tensor, str | None]] = {}
-            weights = {name: Looked(name, zs, rows[name], taps, inputs) for name, zs in start.items()}
+            weights = {name: Looked(name, zs, c, taps, inputs, self.product) for name, (zs, c) in start.items()}
             f = self.spec.regressor.predict({**weights, **loop.outer}, part["k"])
             each = vmap(lambda p, v, s: self.spec.objective.loss(p, v, Signals(s)))(f, part["v"], seen)
             biases.update({name: bias for name, (_, bias) in inputs.items()})
@@ -257,11 +276,11 @@ class MiniBatch:
         """The slots after the part: z_k <- sum_l phi_kl z_l + sum_e F_ek g_e."""
         phi, F = part["phi"], part["F"]
         r = phi.shape[0]
-        end = {name: [sum(phi[i, j] * zs[j] for j in range(r)) for i in range(r)] for name, zs in z.items()}
+        end = {name: [sum_of(phi[i, j] * zs[j] for j in range(r)) for i in range(r)] for name, zs in z.items()}
         for name, (x, bias) in inputs.items():
             for i in range(r):
                 weighted = F[i][:, None] * gradients[name]
-                end[name][i] = end[name][i] + x.mT @ weighted
+                end[name][i] = end[name][i] + self.product(x.mT, weighted)
                 if bias is not None:
                     end[bias][i] = end[bias][i] + weighted.sum(0)
         return {name: tuple(zs) for name, zs in end.items()}
@@ -282,13 +301,17 @@ class MiniBatch:
         units = torch.eye(1 + len(optimizer.slots), dtype=part["q"].dtype, device=part["q"].device)
         one = part["q"].new_ones(part["q"].shape[0])
         event = part["k"].new_ones(part["k"].shape[0])
-        read = {w: torch.stack([optimizer.read(tuple(u), s) * one for u in units.T]) for w, s in tokens.items()}
-        look = {w: torch.stack([optimizer.point(tuple(u), s) * event for u in units.T]) for w, s in events.items()}
-        seen = {name: Moved(zs, read[name], one, None) for name, zs in self._mirrored(loop, z).items()}
+
+        def look(name: str) -> Tensor:
+            return torch.stack([optimizer.point(tuple(u), events[name]) * event for u in units.T])
+
+        def read(name: str) -> Tensor:
+            return torch.stack([optimizer.read(tuple(u), tokens[name]) * one for u in units.T])
+
+        seen = _seen(self._mirrored(loop, z), read, self.reads, self.read)
+        seen = {name: Moved(zs, rows, None, self.product) for name, (zs, rows) in seen.items()}
         o = self.spec.regressor.predict({**seen, **loop.outer}, part["q"])
         part, window = self._look_back(part, window)
-        if window is not None:
-            look = {w: part["c"] for w in look}
         inputs, gradients = self._gradients(loop, part, z, look)
         weighting = "weight" if "weight" in optimizer.signals() else "step"
         weights = {w: getattr(s, weighting) for w, s in events.items()}
@@ -296,7 +319,7 @@ class MiniBatch:
             weights = {name: x @ part["band"] for name, x in weights.items()}
         total = dict(open_["gradient"])
         for name, (x, bias) in inputs.items():
-            total[name] = total[name] + x.mT @ (weights[name][:, None] * gradients[name])
+            total[name] = total[name] + self.product(x.mT, weights[name][:, None] * gradients[name])
             if bias is not None:
                 total[bias] = total[bias] + weights[bias] @ gradients[name]
         open_ = {
@@ -305,7 +328,7 @@ class MiniBatch:
             "kept": open_["kept"] * torch.exp(part["log_decay"].sum(0)) if "log_decay" in part else open_["kept"],
         }
         if self.closes:
-            z = loop._step_once(z, open_)
+            z = loop._step_once(z, open_, self.operands)
         if window is not None:
             open_["window"] = window
         return o, {**loop._memory(z), "mini_batch": open_}

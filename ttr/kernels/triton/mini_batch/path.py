@@ -85,7 +85,7 @@ def _together(call: Call, dtype: torch.dtype, position: int) -> tuple[Tensor, St
         if first == last:
             continue
         part = _tokens(call, first, last)._replace(initial_state=state)
-        o, state = padded.run(part, torch.float32, dual, {}) if path is None else path(part, dtype)
+        o, state = padded.run(part, dtype, dual, {}) if path is None else path(part, dtype)
         outputs.append(o)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
 
