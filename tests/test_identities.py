@@ -252,3 +252,15 @@ def test_r31_mlstm_that_forgets_nothing_is_linear_attention(draw, path):
     bare = ttr.spec("mlstm", **{"read.normalizer": "none"})
     close(run(bare, path, **x, step=i, log_decay=0.0)[0], expected)
     close(run("mlstm", path, **{**x, "q": 1e-3 * x["q"]}, step=i, log_decay=0.0)[0], 1e-3 * expected)
+
+
+@pytest.mark.parametrize(("kind", "slot", "power"), [("muon", "momentum", 1), ("adam", "first_moment", 1), ("adam", "second_moment", 2)])
+def test_a_weight_multiplies_the_gradient_of_a_step_at_every_token(kind, slot, power):
+    """Not the step: what is summed up of it is as many times as large."""
+    q, k, v = torch.randn(3, 2, 1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(2, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    slots = []
+    for w in (weight, torch.ones_like(weight)):
+        spec = {"optimizer": {"kind": kind, "weight": "sigmoid", "eps": 1e-2}, "objective": "l2"}
+        slots.append(ttr.regress(q, k, v, spec, step=0.1, weight=w, **({"momentum": 0.5} if kind == "muon" else {}))[1].slots[slot]["W"])
+    torch.testing.assert_close(slots[0], weight[:, 0, :, None, None] ** power * slots[1])

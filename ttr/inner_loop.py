@@ -298,8 +298,8 @@ class InnerLoop:
         """
         count = int(self.spec.mini_batch) * self.spec.steps
         means = {name: self._shape(total / count) for name, total in open_["signals"].items()}
-        if "weight" not in means:
-            means["step"] = torch.ones_like(means["step"])
+        weighting = "weight" if "weight" in means else "step"
+        means[weighting] = torch.ones_like(means[weighting])  # it is in the sum
         s, decayed = Signals(means, operands), self._gate(z, open_["kept"])
         updated = {name: self.optimizer.update(zs, open_["gradient"][name], self.own(s, name)) for name, zs in decayed.items()}
         return self._project(updated, z)

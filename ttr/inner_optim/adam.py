@@ -42,7 +42,7 @@ class Adam(Optimizer):
 
     def update(self, z, g, s):
         w, m, v, t = z
-        t = t + 1
+        g, t = s.weight * g, t + 1
         m = self.beta1 * m + (1 - self.beta1) * g
         v = self.beta2 * v + (1 - self.beta2) * g * g
         m_hat, v_hat = m / (1 - self.beta1**t), v / (1 - self.beta2**t)

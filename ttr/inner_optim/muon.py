@@ -73,6 +73,6 @@ class Muon(Optimizer):
 
     def update(self, z, g, s):
         w, n = z
-        n = s.momentum * n + g
+        n = s.momentum * n + s.weight * g
         direction = newton_schulz(n, COEFFICIENTS[self.coefficients], self.eps, s.product) if n.ndim >= 2 else n
         return (w - s.step * direction, n)
