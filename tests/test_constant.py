@@ -1,6 +1,7 @@
 """Names of declarations: one for equal ones, another for any other, in every thread and process."""
 
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,3 +54,19 @@ def test_a_piece_that_cannot_be_hashed_is_named():
             ttr.Spec(optimizer={"kind": "delta"}, gate=Listed(bins=[1]))
     finally:
         GATES._classes.pop("listed")
+
+
+COLD = """
+import torch, ttr
+def call(q): return ttr.regress(q, q, q, {"optimizer": "delta", "objective": {"kind": "l2", "reduce": "mean"}}, step=0.5, path="chunk")[0]
+class Module(torch.nn.Module):
+    def forward(self, q): return call(q)
+q = torch.randn(1, 9, 1, 4)
+torch.testing.assert_close(torch.export.export(Module(), (q,)).module()(q), call(q))
+"""
+
+
+def test_an_export_before_any_call_holds_no_probe():
+    """What is worked out of a declaration for the first time while torch.export looks on is no part of the program."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COLD], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -69,7 +69,7 @@ def _select(spec, path: str, short: int | None, device, dtype, dk, dv, capabilit
         told = is_linear(spec) or best == "dual" or spec.regressor.family == "least_squares"
         if device not in (None, "cpu") and best != "triton" and told:
             no = why_not_kernels(spec, device=device, **known)
-            why += f"; no Triton kernel: {no}" if no is not None else f"; no Triton kernel over chunks: {why_not_chunks(spec)}"
+            why += f"; no Triton kernel: {no}" if no is not None else f"; path='triton' would be {possible['triton']}"
         return best, why
     if path not in NAMES:
         raise unknown("path", path, ["auto", *possible, *(name for name in NAMES if name not in possible)])
@@ -94,8 +94,10 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     if device == "cpu" or why_not_kernels(spec, device=device, **known) is not None:
         return possible
     kernels = {"triton": _kernels(spec)}
-    # one event at a time: behind what torch does, until the two have been timed on a GPU
-    return {**possible, **kernels} if is_linear(spec) and why_not_chunks(spec) is not None else {**kernels, **possible}
+    if not (is_linear(spec) and why_not_chunks(spec) is not None):
+        return {**kernels, **possible}
+    oracle = possible.pop("definition")  # one event at a time: behind torch's closed forms, until they have been timed on a GPU
+    return {**possible, **kernels, "definition": oracle}
 
 
 def _kernels(spec) -> str:
@@ -105,7 +107,7 @@ def _kernels(spec) -> str:
     if spec.mini_batch != 1:
         return f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"
     if (why := why_not_chunks(spec)) is not None:
-        return f"a Triton kernel, one event at a time: {why}"
+        return f"a Triton kernel, one event at a time, for none goes over chunks: {why}"
     return "Triton kernels: matmuls inside chunks, forward and backward, nothing of [T, dk, dv] in memory"
 
 
@@ -115,7 +117,10 @@ def why_not_kernels(
 ) -> str | None:  # fmt: skip
     """The first reason for which path='triton' cannot serve, or None; what is None is not judged."""
     why = why_not_triton(spec) or why_not_sizes(spec, dtype, dk, dv)
-    return why if why is not None or device is None else why_not_machine(device, capability, dtype)
+    if why is not None or device is None:
+        return why
+    scanned = spec.regressor.family == "trained" and is_linear(spec) and why_not_chunks(spec) is not None  # in float32, whatever comes
+    return why_not_machine(device, capability, None if scanned else dtype)
 
 
 def _torch_targets(spec) -> dict[str, str]:

@@ -2,11 +2,11 @@
 
 Per event i (token x micro-step), with slots z = (W, ...) of r matrices:
 
-    E_i = x_i^T (sum_k c_ik z_k) - v_i                    (dot: E_i = -v_i, nothing to solve)
-    z_i = A_i z_{i-1} + b_i (x) w_i E_i  (+ b'_i (x) k'_i v_i^T, a known write)
+    E_i = k_i^T (sum_s c_is z_s) - v_i                    (dot: E_i = -v_i, nothing to solve)
+    z_i = A_i z_{i-1} + b_i (x) k_i E_i  (+ b'_i (x) k'_i v_i^T, a known write)
     o_t = q_t^T (sum_k read_tk z_k)
 
-x is the look key, w the write key. The coefficients are numbers per head, or vary per key channel (d1 = dk).
+The coefficients are numbers per head, or vary per key channel (d1 = dk).
 Nobody writes a closed form per mechanism: A, b, c, read are the optimizer's own functions on unit vectors.
 """
 
@@ -29,7 +29,7 @@ class LinearRecurrence:
     """The canonical recurrence over N sequences, H heads, T tokens, n micro-steps.
 
     A: [r, r, N, H, T, n, d1, d2]; b, c: [r, N, H, T, n, d1, d2]; read: [r, N, H, T, d1, d2]; d1 in (1, dk),
-    d2 in (1, dv). x, w: [N, H, T, n, dk]; v: [N, H, T, n, dv] (what E subtracts; None: E has no target).
+    d2 in (1, dv). k: [N, H, T, n, dk]; v: [N, H, T, n, dv] (what E subtracts; None: E has no target).
     known: (b', k', v) or None. solve: E depends on z. read_before: o_t reads z as it was before token t.
     """
 
@@ -37,8 +37,7 @@ class LinearRecurrence:
     b: Tensor
     c: Tensor
     read: Tensor
-    x: Tensor
-    w: Tensor
+    k: Tensor
     v: Tensor | None
     known: tuple[Tensor, Tensor, Tensor] | None
     solve: bool
@@ -186,7 +185,7 @@ def lower(problem: Problem) -> LinearRecurrence:
         known = (_stack([-gain * x for x in b_known], lead), problem.write_key, problem.v)
     solve = curvature != 0
     out = LinearRecurrence(
-        A=probed.A, b=probed.b * (curvature if solve else gain), c=probed.c, read=probed.read, x=problem.k, w=problem.k,
+        A=probed.A, b=probed.b * (curvature if solve else gain), c=probed.c, read=probed.read, k=problem.k,
         v=None if spec.separate_write_key else problem.v * (gain / curvature if solve else 1.0),
         known=known, solve=solve, read_before=spec.read.at == "before",
     )  # fmt: skip

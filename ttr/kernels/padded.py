@@ -27,16 +27,17 @@ def run(call: Call, widest: torch.dtype, path: Callable, options: dict[str, Any]
     values, decay = full_signals(call, dtype)
     group = Hv // H
     if call.cu_seqlens is None:
-        lengths, index, n_seq = None, None, B
+        lengths, index, real, n_seq = None, None, None, B
     else:
         lengths, index = sequences(call.cu_seqlens, B, T, q.device)
         n_seq = len(lengths)
+        real = torch.arange(index.shape[1], device=q.device) < torch.tensor(lengths, device=q.device)[:, None]
 
     def lay(x: Tensor, lead: int, heads: bool = False) -> Tensor:
         """[B, T, *, H, d] -> [N, Hv, T, *, d]; `lead` axes between T and H are kept."""
         x = x.to(dtype)
-        if index is not None:
-            x = x[0][index]
+        if index is not None and real is not None:
+            x = torch.where(real.view(*real.shape, *[1] * (x.ndim - 2)), x[0][index], 0)  # no events, and nothing of a neighbour's
         x = x.movedim(2 + lead, 1)
         return x.repeat_interleave(group, 1) if heads and group > 1 else x
 

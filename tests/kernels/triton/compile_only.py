@@ -183,22 +183,31 @@ def two_slot_launches(dk: int, dv: int, itemsize: int, erase: bool, packed: bool
     return found
 
 
-# slots, what of the coefficients has key channels (d1) and value channels (d2), whether there are keys to write with
-RECURRENCES = {"slot": (1, 128, 1, True), "slots": (2, 128, 1, False), "columns": (1, 1, 128, False)}
+# slots, dk and dv; what of the coefficients has key channels (d1) and value channels (d2), of the read as well; keys to write with
+RECURRENCES = {
+    "slot": (1, 128, 128, 1, 1, True), "slots": (2, 128, 128, 1, 1, False), "columns": (1, 128, 1, 128, 1, False),
+    "all": (2, 64, 64, 64, 64, False),
+}  # fmt: skip
 
 
-def scans(r: int, d1: int, d2: int, separate: bool) -> list[tuple]:
-    """The launches of one event at a time, two a token, heads of 128."""
+def scans(r: int, d: int, d1: int, d2: int, read: int, separate: bool) -> list[tuple]:
+    """The launches of one event at a time, two a token; the last ones packed, and without some of the gradients."""
     found = []
     record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
     with record, torch.device("meta"):
-        heads, T, n, d = 128, 2048, 2, 128
+        heads, T, n = 16, 2048, 2
         q, row, number = torch.empty(heads, T, d), torch.empty(heads, T, n, d), torch.empty(r, heads, T, n, d1, d2)
-        A, read, first = torch.empty(r, r, heads, T, n, d1, d2), torch.empty(r, heads, T, 1, 1), torch.empty(r, heads, d, d)
+        A, read_by = torch.empty(r, r, heads, T, n, d1, d2), torch.empty(r, heads, T, 1, 1)
+        read_by = number[:, :, :, 0] if read > 1 else read_by
         known = (number, row, row) if separate else (None, None, None)
-        x = recurrent.Numbers(q, row, row, None if separate else row, A, number, number, read, *known)
-        o, last = recurrent.forward(x, first, recurrent.Form(True, False))
-        recurrent.backward(o, last, x, first, recurrent.Form(True, False))
+        x = recurrent.Numbers(q, row, None if separate else row, A, number, number, read_by, *known)
+        for first, bounds, wanted in (
+            (torch.empty(r, heads, d, d), None, True),
+            (torch.empty(r, 8 * heads, d, d), torch.empty(9, dtype=torch.int32), False),
+        ):
+            form = recurrent.Form(True, False, heads)
+            o, last = recurrent.forward(x, first, bounds, form)
+            recurrent.backward(o, last, x, first, bounds, form, [True, True, True, wanted, *[True] * 6, wanted])
     return found
 
 

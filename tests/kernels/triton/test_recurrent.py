@@ -30,6 +30,38 @@ VARIANTS = [  # what no kernel over chunks serves; a step per value channel on t
 ]
 
 
+@pytest.fixture
+def mixing(monkeypatch):
+    """Declarations of an optimizer whose point, update and read are made of both slots, with signals per what is asked."""
+    monkeypatch.setattr(registry.OPTIMIZERS, "_classes", dict(registry.OPTIMIZERS._classes))
+
+    @ttr.optimizer("mixing")
+    @dataclass(frozen=True, kw_only=True)
+    class Mixing(ttr.Optimizer):
+        """A rule of a test."""
+
+        linear = True
+        slots = ("other",)
+        step: ttr.Signal = ttr.signal("sigmoid")
+        momentum: ttr.Signal = ttr.signal("sigmoid")
+
+        def point(self, z, s):
+            return z[0] - 0.3 * s.momentum * z[1]
+
+        def update(self, z, g, s):
+            other = s.momentum * z[1] + 0.1 * s.step * z[0] + g
+            return z[0] - s.step * other, other
+
+        def read(self, z, s):
+            return z[0] + s.step * z[1]
+
+    def declared(step: str, momentum: str, **more):
+        rule = {"kind": "mixing", "step": {"per": step}, "momentum": {"per": momentum}, **more}
+        return ttr.spec({"optimizer": rule, "objective": "l2", "gate": "scalar"})
+
+    return declared
+
+
 def every_linear():
     """The conformance table's cross product, with keys to write with, steps per channel and normalisers."""
     yield from (declare(*row) for row in CROSS_PRODUCT)
@@ -74,17 +106,48 @@ def test_conforms(spec):
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_tiles_of_value_channels(monkeypatch):
-    """A sum over value channels has a part of every tile; the last tile is not full."""
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("pers", [("value", "key"), ("value", "value"), ("key", "head")], ids="-".join)
+def test_tiles_of_value_channels(pers, groups, mixing, monkeypatch):
+    """Three tiles, the last not full, each by itself or several one after another; every coefficient per key, value or both."""
     monkeypatch.setattr(run, "TILE", 16)
-    run.launch.cache_clear()
-    for spec in (VARIANTS[0], VARIANTS[5]):
-        check(testing.random_inputs(spec, T=2, B=1, H=1, Hv=1, dk=4, dv=7))
+    monkeypatch.setattr(run, "PROGRAMS", groups)
+    check(testing.random_inputs(mixing(*pers, write_key="separate"), T=2, B=1, H=1, Hv=1, dk=3, dv=5))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_gradients_that_nobody_wants(mixing):
+    """One at a time."""
+    case = in_dtype(testing.random_inputs(mixing("value", "key", write_key="separate"), T=2, B=1, H=1, Hv=1, dk=3, dv=2), torch.float32)
+    for name in case.tensors:
+        leaf = case.tensors[name].clone().requires_grad_()
+        alone = replace(case, tensors={**case.tensors, name: leaf})
+        got, expected = (torch.autograd.grad(_summed(alone, path), leaf)[0] for path in ("triton", "recurrent"))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def _summed(case: testing.Inputs, path: str) -> torch.Tensor:
+    o, state = testing.call(case, path)
+    return o.square().sum() + state.weights["W"].square().sum() + state.slots["other"]["W"].square().sum()
 
 
 @pytest.mark.usefixtures("interpreter")
 def test_packed_sequences():
-    check(testing.pack(testing.random_inputs(VARIANTS[2], T=4, B=3, H=1, Hv=1, dk=3, dv=2), [4, 0, 1]))
+    for spec in (VARIANTS[2], VARIANTS[-1]):  # the last one counts what it has read: another state
+        extreme = spec.read.normalizer == "none"
+        check(testing.pack(testing.random_inputs(spec, T=4, B=4, H=1, Hv=2, dk=3, dv=2, extreme=extreme), [0, 4, 0, 1]))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("path", ["triton", "recurrent"])
+def test_a_sequence_full_of_nan_spoils_no_neighbour(path):
+    case = in_dtype(testing.pack(testing.random_inputs(VARIANTS[0], T=2, B=3, H=1, Hv=1, dk=3, dv=2), [2, 0, 1]), torch.float32)
+    spoilt = {name: torch.cat([torch.full_like(x[:, :2], torch.nan), x[:, 2:]], 1) for name, x in case.tensors.items()}
+    leaves = {name: x.requires_grad_() for name, x in spoilt.items()}
+    o, state = testing.call(replace(case, tensors=leaves), path)
+    assert o[:, 2:].isfinite().all() and state.weights["W"][1:].isfinite().all()
+    (o[:, 2:].sum() + state.weights["W"][1:].sum()).backward()
+    assert all(x.grad[:, 2:].isfinite().all() for x in leaves.values())
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -125,7 +188,7 @@ def test_three_slots(monkeypatch):
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_no_gradient_asked_of_some(monkeypatch):
+def test_no_gradient_asked_of_some():
     """o alone, the last state alone, and a second derivative, which is refused."""
     case = in_dtype(testing.random_inputs(VARIANTS[0], T=3, B=1, H=1, Hv=1, dk=3, dv=2), torch.float32)
     for pick in (lambda o, state: o, lambda o, state: state.weights["W"]):
@@ -136,7 +199,7 @@ def test_no_gradient_asked_of_some(monkeypatch):
             (grad,) = torch.autograd.grad(out.square().sum(), k, create_graph=True)
             grads.append(grad)
         torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
-        with pytest.raises(RuntimeError, match="path='triton' has no second derivative"):
+        with pytest.raises(RuntimeError, match="no second derivative; use path='recurrent'"):
             grads[0].sum().backward()
 
 
@@ -144,13 +207,14 @@ def test_no_gradient_asked_of_some(monkeypatch):
 def test_opcheck():
     q, k, v, A = torch.randn(1, 2, 4), torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 3), torch.rand(1, 1, 1, 2, 1, 1, 1)
     b, read, first = torch.rand(1, 1, 2, 1, 4, 1), torch.rand(1, 1, 2, 1, 1), torch.randn(1, 1, 4, 3)
-    solved = (q, k, k, v, A, -b, b, read, None, None, None, first, True, False)
-    known = (q, None, k, None, A, b, None, read, b, k, v, first, False, True)
+    bounds = torch.tensor([0, 1, 2], dtype=torch.int32)
+    solved = (q, k, v, A, -b, b, read, None, None, None, first, None, True, False, 1)
+    known = (q, k, None, A, b, None, read, b, k, v, torch.cat([first, first], 1), bounds, False, True, 1)
     with poisoned():
         for arguments in (solved, known):
             opcheck(torch.ops.ttr.recurrent_forward.default, arguments, test_utils=["test_schema", "test_faketensor"])
             o, last = torch.ops.ttr.recurrent_forward.default(*arguments)
-            given = o, last if arguments is solved else None, *arguments
+            given = o, last if arguments is solved else None, *arguments, [x is not q for x in arguments[:11]]
             opcheck(torch.ops.ttr.recurrent_backward.default, given, test_utils=["test_schema", "test_faketensor"])
 
 
@@ -166,6 +230,13 @@ def test_under_compile():
     expected = torch.autograd.grad(call(q, k, v, step), (q, k, v, step))
     got = torch.autograd.grad(torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v, step), (q, k, v, step))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    packed = torch.tensor([0, 2, 3], dtype=torch.int32)  # its values are looked at on the device alone
+
+    def states(q, k, v, step, packed):
+        return ttr.regress(q, k, v, VARIANTS[0], step=step, cu_seqlens=packed, path="triton")[1].weights["W"]
+
+    given = *(x.detach()[:1] for x in (q, k, v, step)), packed
+    torch.testing.assert_close(torch.compile(states, fullgraph=True, backend="aot_eager")(*given), states(*given))
 
 
 GPU = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")
@@ -190,12 +261,13 @@ def test_bitwise_the_same_from_run_to_run():
 
 def test_sizes():
     assert ttr.select_path("longhorn", path="triton", device="cuda", dk=24, dv=1000)[0] == "triton"
-    with pytest.raises(ValueError, match=r"dk=512; choose up to 256"):
-        ttr.select_path("longhorn", path="triton", device="cuda", dk=512)
+    for dk in (512, 0):
+        with pytest.raises(ValueError, match=rf"dk={dk}; choose 1 to 256"):
+            ttr.select_path("longhorn", path="triton", device="cuda", dk=dk)
 
 
 def test_where_it_stands_among_the_paths():
-    """Behind torch's, and `auto` says what it has passed by."""
-    assert list(testing.targets(VARIANTS[2], device="cuda"))[-1] == "triton"
+    """Behind torch's closed forms, and `auto` says what it has passed by."""
+    assert list(testing.targets(VARIANTS[2], device="cuda")) == ["chunk", "recurrent", "triton", "definition"]
     path, why = ttr.select_path(VARIANTS[2], device="cuda")
-    assert path == "chunk" and "; no Triton kernel over chunks: optimizer.steps=3" in why
+    assert path == "chunk" and "; path='triton' would be a Triton kernel, one event at a time" in why

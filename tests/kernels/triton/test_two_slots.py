@@ -288,7 +288,7 @@ def test_many_slots_are_left_to_one_event_at_a_time(monkeypatch):
     }
     cls = dataclass(frozen=True, kw_only=True)(type("Many", (ttr.Optimizer,), {**body, "__annotations__": {}}))
     spec = ttr.spec({"optimizer": ttr.optimizer("many")(cls)(), "objective": "l2"})
-    assert "carries 2 more slots; those over chunks carry one" in ttr.select_path(spec, path="triton", device="cuda")[1]
+    assert "carries 2 more slots; the kernels over chunks carry one" in ttr.select_path(spec, path="triton", device="cuda")[1]
 
 
 def test_decoding_does_not_take_the_kernel_of_one_state():

@@ -155,22 +155,22 @@ def run_chunks(rec: LinearRecurrence, q: Tensor, z: Tensor, size: int) -> tuple[
     def tiles(x: Tensor, lead: int) -> Tensor:  # [..., N, H, T, *] -> [..., M, size, *]
         return x.reshape(*x.shape[:lead], M, size, *x.shape[lead + 3 :])
 
-    x, w, q_ = tiles(rec.x, 0), tiles(rec.w, 0), tiles(q, 0)  # [M, C, n, dk], [M, C, dk]
+    k, q_ = tiles(rec.k, 0), tiles(q, 0)  # [M, C, n, dk], [M, C, dk]
     A, c, b, read = tiles(rec.A[..., 0], 2), tiles(rec.c[..., 0], 1), tiles(rec.b[..., 0], 1), tiles(rec.read[..., 0], 1)
-    writes, b_groups = [w], [b]
+    writes, b_groups = [k], [b]
     if rec.known is not None:
         writes.append(tiles(rec.known[1], 0))
         b_groups.append(tiles(rec.known[0][..., 0], 1))
     if per_key:  # the keys enter the pair products themselves
         b_groups = [b * w for b, w in zip(b_groups, writes, strict=True)]
-        c, read = c * x, read * q_
+        c, read = c * k, read * q_
         A = A.expand(*A.shape[:-1], dk)
     blocks = tokens_as_blocks(A, c if rec.solve else None, torch.stack(torch.broadcast_tensors(*b_groups)), read, rec.read_before)
     while blocks.read.shape[2] > 1:
         blocks = double(blocks)
 
     # [M, ...] with the single block's axis dropped; slots and channels as one axis
-    X, Q = x.flatten(1, 2), q_
+    X, Q = k.flatten(1, 2), q_
     W = torch.stack([w.flatten(1, 2) for w in writes])
     look = None if blocks.look is None else blocks.look[:, :, 0]
     rows, columns = blocks.read[:, :, 0], blocks.column[:, :, :, 0]

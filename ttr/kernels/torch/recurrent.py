@@ -42,11 +42,11 @@ def _read(q: Tensor, row: Tensor, z: Tensor) -> Tensor:
 
 
 def _event(rec: LinearRecurrence, A: Tensor, b: Tensor, c: Tensor, z: Tensor, t: int, j: int) -> Tensor:
-    x, w = rec.x[:, :, t, j], rec.w[:, :, t, j]
+    x = rec.k[:, :, t, j]
     error = torch.einsum("nhk,nhkv->nhv", x, (c * z).sum(0)) if rec.solve else z.new_zeros(*z.shape[1:3], z.shape[-1])
     if rec.v is not None:
         error = error - rec.v[:, :, t, j]
-    z = (A * z[None]).sum(1) + b * (w[..., :, None] * error[..., None, :])
+    z = (A * z[None]).sum(1) + b * (x[..., :, None] * error[..., None, :])
     if rec.known is not None:
         b_known, k, v = (rec.known[0][:, :, :, t, j], rec.known[1][:, :, t, j], rec.known[2][:, :, t, j])
         z = z + b_known * (k[..., :, None] * v[..., None, :])

@@ -79,15 +79,15 @@ def why_not_chunks(spec) -> str | None:
     """The reason for which no kernel over chunks serves a linear recurrence, which then runs one event at a time (`recurrent`)."""
     slots = spec.optimizer.slots
     if len(slots) > 1:
-        return f"optimizer {spec.optimizer.kind!r} carries {len(slots)} more slots; those over chunks carry one beside the weights"
+        return f"optimizer {spec.optimizer.kind!r} carries {len(slots)} more slots; the kernels over chunks carry one beside the weights"
     if slots and spec.steps > 1:
-        return f"optimizer.steps={spec.steps} with a slot beside the weights: those over chunks take one step a token there"
+        return f"optimizer.steps={spec.steps} with a slot beside the weights: the kernels over chunks take one step a token there"
     if by_channel(spec) and (slots or spec.steps > 1):
         more = f"optimizer.steps={spec.steps}" if spec.steps > 1 else f"optimizer {spec.optimizer.kind!r} carries a slot beside the weights"
-        return f"{more}, and a gate, a step or a write key of every key channel's own; those over chunks take one of both"
+        return f"{more}, and a gate, a step or a write key of every key channel's own; the kernels over chunks take one of both"
     for name, s in spec.signals().items():
         if s.per not in (("head",) if slots else ("head", "key")):
-            return f"{name} is per {s.per}; those over chunks take one number a head or a key channel"
+            return f"{name} is per {s.per}; the kernels over chunks take one number a head or a key channel"
     if slots:  # whatever it is: the kernels take the numbers that are probed of it
         return _why_not_objective(spec)
     others = sorted(spec.optimizer.signals().keys() - {"step"})

@@ -17,7 +17,7 @@ from .eligible import Plan, plan_of, why_not_chunks
 from .least_squares import path as least_squares
 from .mini_batch import path as mini_batch
 from .packed import packed
-from .recurrent.path import recurrent
+from .recurrent import path as recurrent
 from .scalar_gate.op import scalar_gate
 from .signals import as_numbers, decay_of, weight_of
 from .two_slots import path as two_slots
@@ -31,7 +31,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     if call.spec.mini_batch != 1:
         return mini_batch.run(call, dtype)
     if why_not_chunks(call.spec) is not None:
-        return padded.run(call, dtype, recurrent, {})
+        return recurrent.run(call, dtype)
     if call.facts.steps > 1:
         call = _with_micro_steps(call)
     v, spec, facts, (B, T, _, Hv, dk, dv) = call.v, call.spec, call.facts, call.sizes

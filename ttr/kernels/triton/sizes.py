@@ -18,7 +18,7 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     if dtype is not None and dtype not in DTYPES:
         return f"inputs (q, k, v, or a signal) are {dtype}; choose from {[str(d) for d in DTYPES]}"
     if spec.regressor.family == "trained" and spec.mini_batch == 1 and why_not_chunks(spec) is not None:
-        return f"dk={dk}; choose up to {LARGEST}" if dk is not None and dk > LARGEST else None
+        return f"dk={dk}; choose 1 to {LARGEST}" if dk is not None and not 0 < dk <= LARGEST else None
     layers = None if spec.mini_batch == 1 else spec.regressor.layers()
     slots = spec.regressor.family == "trained" and spec.optimizer.slots
     channels = spec.regressor.family == "trained" and by_channel(spec)

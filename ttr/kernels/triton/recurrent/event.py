@@ -33,13 +33,39 @@ def load_numbers(base, slot, event, events, keys, values, D1: tl.constexpr, D2: 
 
 
 @triton.jit
-def store_numbers(base, x, slot, event, events, keys, values, D1: tl.constexpr, D2: tl.constexpr):
-    """x: a gradient over all keys and the tile's values, summed over what its coefficient is one for."""
-    if D2 == 1:
-        x = tl.sum(x, 2, keep_dims=True)
+def store_numbers(base, x, again, slot, event, events, keys, values, D1: tl.constexpr, D2: tl.constexpr):
+    """x: a gradient over all keys and a tile's values, summed over what its coefficient is one for. again: behind another tile."""
     if D1 == 1:
         x = tl.sum(x, 1, keep_dims=True)
-    tl.store(numbers(base, slot, event, events, keys, values, D1, D2), x, mask=there(slot, keys, values, D1, D2))
+    here, inside = numbers(base, slot, event, events, keys, values, D1, D2), there(slot, keys, values, D1, D2)
+    if D2 == 1:
+        add(here, tl.sum(x, 2, keep_dims=True), inside, again)
+    else:
+        tl.store(here, x, mask=inside)
+
+
+@triton.jit
+def add(here, x, inside, again):
+    """Store x or, `again`, add it to what the same thread has stored there."""
+    tl.store(here, x + tl.load(here, mask=inside & again, other=0.0), mask=inside)
+
+
+@triton.jit
+def row_of_tokens(memory, first, T, H: tl.constexpr, PACKED: tl.constexpr):
+    """Where a memory's tokens begin; packed, one row a head holds all sequences, of which this is the one that begins at `first`."""
+    if PACKED:
+        return memory % H * T + first
+    else:
+        return memory * T
+
+
+@triton.jit
+def checkpoint_of(
+    slot, memory, first, piece, T, every, keys, values, DK: tl.constexpr, DV: tl.constexpr, H: tl.constexpr, PACKED: tl.constexpr
+):
+    """Where a piece's first slots lie: [pieces of all sequences, slots, H, DK, DV]. first // every + n leaves room for all before."""
+    before = first // every + memory // H if PACKED else memory // H * tl.cdiv(T, every)
+    return (((before + piece) * slot.shape[0] + slot) * H + memory % H) * (DK * DV) + keys * DV + values
 
 
 @triton.jit
@@ -65,13 +91,13 @@ def row_of(x, AXIS: tl.constexpr):
 
 @triton.jit
 def advance(
-    z, x, w, v, A, b, c, known, known_key, known_value, event, events, slot, keys, values,
+    z, k, v, A, b, c, known, known_key, known_value, event, events, slot, keys, values,
     R: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, A1: tl.constexpr, A2: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr,
     C1: tl.constexpr, C2: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, SOLVE: tl.constexpr,
 ):  # fmt: skip
-    """The slots after an event: A z + b w E + known known_key known_value."""
-    error = error_of(z, x, v, c, event, events, slot, keys, values, DK, DV, C1, C2, SOLVE)
-    moved = load_numbers(b, slot, event, events, keys, values, B1, B2) * (load_row(w, event, keys, DK) * error)
+    """The slots after an event: A z + b k E + known known_key known_value."""
+    error = error_of(z, k, v, c, event, events, slot, keys, values, DK, DV, C1, C2, SOLVE)
+    moved = load_numbers(b, slot, event, events, keys, values, B1, B2) * (load_row(k, event, keys, DK) * error)
     for j in tl.static_range(R):
         moved += load_numbers(A, slot * R + j, event, events, keys, values, A1, A2) * one_of(z, slot, j)
     if known is not None:
@@ -82,14 +108,14 @@ def advance(
 
 @triton.jit
 def error_of(
-    z, x, v, c, event, events, slot, keys, values,
+    z, k, v, c, event, events, slot, keys, values,
     DK: tl.constexpr, DV: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, SOLVE: tl.constexpr,
 ):  # fmt: skip
-    """E = x (sum_s c_s z_s) - v, of which one or the other may be missing: [1, 1, values]."""
+    """E = k (sum_s c_s z_s) - v, of which one or the other may be missing: [1, 1, values]."""
     error = tl.zeros_like(values).to(tl.float32)
     if SOLVE:
         looked = load_numbers(c, slot, event, events, keys, values, C1, C2) * z
-        error += tl.sum(tl.sum(looked, 0, keep_dims=True) * load_row(x, event, keys, DK), 1, keep_dims=True)
+        error += tl.sum(tl.sum(looked, 0, keep_dims=True) * load_row(k, event, keys, DK), 1, keep_dims=True)
     if v is not None:
         error -= load_row(v, event, values, DV)
     return error
