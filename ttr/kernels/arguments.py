@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from numbers import Real
 from operator import index
 from typing import Any, NamedTuple
@@ -238,14 +238,21 @@ def check_packed(cu_seqlens: Tensor, B: int) -> None:
         raise ValueError(f"cu_seqlens packs sequences into one row: expected B = 1, got B = {B}")
 
 
-def sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple[list[int], Tensor]:
-    """Lengths of the packed sequences, and the token each slot of the padded [N, max length] batch takes; waits for the device."""
+def packed_lengths(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
+    """Of the packed sequences; waits for the device."""
     check_packed(cu_seqlens, B)
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != T or min(lengths) < 0:
         raise ValueError(f"cu_seqlens={bounds}: expected 0 = c_0 <= c_1 <= ... <= c_N = T = {T}")
-    start = torch.tensor(bounds[:-1], device=device)[:, None]
-    last = torch.tensor([max(b - 1, 0) for b in bounds[1:]], device=device)[:, None]
+    return lengths
+
+
+def sequences(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> tuple[list[int], Tensor]:
+    """Lengths of the packed sequences, and the token each slot of the padded [N, max length] batch takes; waits for the device."""
+    lengths = packed_lengths(cu_seqlens, B, T)
+    ends = list(accumulate(lengths))
+    start = torch.tensor([0, *ends[:-1]], device=device)[:, None]
+    last = torch.tensor([max(b - 1, 0) for b in ends], device=device)[:, None]
     index = torch.minimum(start + torch.arange(max(lengths), device=device), last)  # behind the end: copies, no events
     return lengths, index.clamp(max=max(T - 1, 0))

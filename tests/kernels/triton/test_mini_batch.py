@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch
 import ttr
 from ttr import testing
 from ttr.kernels.triton.eligible import predicts_as_its_layers
-from ttr.kernels.triton.mini_batch import run
+from ttr.kernels.triton.mini_batch import path, run
+from ttr.state import flatten
 
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
@@ -58,10 +60,12 @@ def test_mechanism(name):
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize(("size", "length", "d"), [(16, 33, 48), (17, 34, 16), (33, 33, 32)])
-def test_sizes(size, length, d):
+@pytest.mark.parametrize(
+    ("kind", "size", "length", "d"), [("delta", 16, 33, 48), ("delta", 17, 34, 16), ("delta", 33, 33, 32), ("momentum", 17, 20, 16)]
+)
+def test_sizes(kind, size, length, d):
     """Heads that are no power of two, mini-batches that are not, none open and one."""
-    spec = declare(mini_batch=size, gate="scalar")
+    spec = declare(kind, mini_batch=size, gate="scalar")
     check(testing.random_inputs(spec, T=length, B=1, H=1, Hv=1, dk=d, dv=d, seed=size))
 
 
@@ -80,27 +84,61 @@ def test_a_sequence_in_pieces(name):
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_packed_sequences():
-    spec = MECHANISMS["momentum"]
-    case = testing.pack(testing.random_inputs(spec, T=35, B=4, H=1, Hv=1, dk=16, dv=16), [35, 0, 3, 32])
+@pytest.mark.parametrize("name", ["ttt_linear", "gated", "momentum"])
+def test_packed_sequences(name):
+    """As they are one by one: to the bit but for what is summed over them. What lies behind an end is no event."""
+    spec, lengths = MECHANISMS[name], [35, 0, 3, 32]
+    case = in_dtype(testing.pack(testing.random_inputs(spec, T=35, B=4, H=1, Hv=1, dk=16, dv=16), lengths), torch.float32)
     check(case)
+    with poisoned():
+        together = testing.evaluate(case, "triton", gradients=False)
+        bounds = accumulate(lengths, initial=0)
+        alone = [
+            testing.evaluate(replace(case.tokens(begin, begin + n), cu_seqlens=None), "triton", gradients=False)
+            for begin, n in zip(bounds, lengths, strict=False)
+        ]
+    for key, x in together.items():
+        assert torch.equal(x, torch.cat([one[key] for one in alone], 1 if key == "o" else 0)), key
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_rows_whose_mini_batches_are_open_at_different_tokens():
-    spec = MECHANISMS["no bias"]
-    case = in_dtype(testing.random_inputs(spec, T=30, B=2, H=1, Hv=1, dk=16, dv=16), torch.float32)
-    _, even = testing.call(case.tokens(0, 16), "dual")
-    _, odd = testing.call(case.tokens(0, 1), "dual")
-    state = even._map(lambda x: x[:1])._with(
-        {k: joined(a, b) for (k, a), b in zip(even._trees().items(), odd._trees().values(), strict=True)}
-    )
-    check(replace(case, initial_state=state))
+@pytest.mark.parametrize("name", ["ttt_linear", "momentum, bias-free, read before"])
+def test_sequences_that_go_on_from_different_tokens(name):
+    """Between mini-batches and inside one, which they finish or do not; the gradient goes through the states."""
+    case = testing.random_inputs(MECHANISMS[name], T=31, B=5, H=1, Hv=1, dk=16, dv=16)
+    before, after = testing.pack(case, [16, 3, 5, 15, 0]), testing.pack(case.tokens(16, 31), [12, 2, 0, 15, 3])
+
+    def in_two(dtype, path):
+        leaves = [{key: x.to(dtype).requires_grad_() for key, x in part.tensors.items()} for part in (before, after)]
+        first, second = (replace(part.to(dtype), tensors=x) for part, x in zip((before, after), leaves, strict=True))
+        first_o, state = testing.call(first, path)
+        o, state = testing.call(replace(second, initial_state=state), path)
+        out = flatten({"o": torch.cat([first_o, o], 1), **state._trees()})
+        loss = torch.stack([x.square().sum() for x in out.values() if x.is_floating_point()]).sum()
+        given = torch.autograd.grad(loss, [x for part in leaves for x in part.values()])
+        return out | {f"d {i}": x for i, x in enumerate(given)}
+
+    exact = in_two(torch.float64, "dual")
+    assert exact["mini_batch.position"].tolist() == [12, 5, 5, 14, 3]
+    testing.assert_close(in_two(torch.float32, "triton"), exact, 5e-5, name)
 
 
-def joined(a, b):
-    """The first sequence of one state and the second of another."""
-    return {k: joined(a[k], b[k]) for k in a} if isinstance(a, dict) else torch.cat([a[:1], b[1:]])
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["ttt_linear", "momentum"])
+def test_only_what_goes_on_with_an_open_mini_batch_runs_through_dual(name, monkeypatch):
+    case = in_dtype(testing.random_inputs(MECHANISMS[name], T=19, B=2, H=1, Hv=1, dk=16, dv=16), torch.float32)
+    _, between = testing.call(case.tokens(0, 16), "triton")
+    _, inside = testing.call(case, "triton")
+
+    def refuse(problem):
+        raise AssertionError(f"dual was given {problem.lengths or problem.q.shape[2]} tokens")
+
+    monkeypatch.setattr(path, "dual", refuse)
+    testing.evaluate(case, "triton")
+    testing.call(replace(case, initial_state=between), "triton")
+    testing.call(replace(testing.pack(case, [19, 2]), initial_state=between), "triton")
+    with pytest.raises(AssertionError, match="given 13 tokens"):
+        testing.call(replace(case, initial_state=inside), "triton")
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -114,19 +152,26 @@ def test_a_second_derivative_is_refused():
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_traced_whole():
-    spec = MECHANISMS["ttt_linear"]
-    case = in_dtype(testing.random_inputs(spec, T=16, B=1, H=1, Hv=1, dk=16, dv=16), torch.float32)
+@pytest.mark.parametrize("name", ["ttt_linear", "momentum"])
+def test_traced_whole(name):
+    """One graph for any length that is no multiple, but for that of a single mini-batch."""
+    case = in_dtype(testing.random_inputs(MECHANISMS[name], T=50, B=1, H=1, Hv=1, dk=16, dv=16), torch.float32)
 
     def call(tensors, params):
-        return testing.call(replace(case, tensors=tensors, params=params), "triton")[0]
+        o, state = testing.call(replace(case, tensors=tensors, params=params), "triton")
+        return o, flatten(state._trees())
 
-    tensors = {name: t.requires_grad_() for name, t in case.tensors.items()}
-    eager = call(tensors, case.params)
-    got = torch.compile(call, fullgraph=True, backend="aot_eager")(tensors, case.params)
+    def gradients(o, tensors):
+        return torch.autograd.grad(o.square().sum(), list(tensors.values()))
+
+    traced = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    short = {key: t.clone().requires_grad_() for key, t in case.tokens(0, 35).tensors.items()}
+    got, eager = traced(short, case.params), call(short, case.params)
     torch.testing.assert_close(got, eager)
-    for a, b in zip(*(torch.autograd.grad(x.square().sum(), list(tensors.values())) for x in (got, eager)), strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(gradients(got[0], short), gradients(eager[0], short))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        got = traced({key: t.requires_grad_() for key, t in case.tensors.items()}, case.params)
+    torch.testing.assert_close(got, call(case.tensors, case.params))
 
 
 @pytest.mark.parametrize(
@@ -158,10 +203,13 @@ def test_a_predict_of_ones_own_is_not_taken_for_the_layer():
 
 
 @pytest.mark.usefixtures("interpreter")
-def test_traced_for_whole_mini_batches_alone():
-    case = in_dtype(testing.random_inputs(MECHANISMS["bare"], T=20, B=1, H=1, Hv=1, dk=16, dv=16), torch.float32)
-    with pytest.raises(Exception, match="whole mini-batches"):
-        torch.compile(lambda: testing.call(case, "triton")[0], fullgraph=True, backend="aot_eager")()
+def test_what_is_not_traced():
+    """Where a mini-batch begins that a state or cu_seqlens on a device would have to say."""
+    case = in_dtype(testing.random_inputs(MECHANISMS["bare"], T=3, B=1, H=1, Hv=1, dk=16, dv=16), torch.float32)
+    _, state = testing.call(case, "dual")
+    for given in (replace(case, initial_state=state), testing.pack(case, [3])):
+        with pytest.raises(Exception, match="asks the host where mini-batches begin"):
+            torch.compile(lambda given=given: testing.call(given, "triton")[0], fullgraph=True, backend="aot_eager")()
 
 
 @pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")

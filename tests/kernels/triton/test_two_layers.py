@@ -80,6 +80,12 @@ def test_a_sequence_in_pieces():
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
+def test_packed_sequences(name):
+    check(testing.pack(case_of(MECHANISMS[name], T=19, B=3, H=1, Hv=1, dk=16, dv=16), [19, 0, 3]))
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_a_second_derivative_is_refused():
     case = case_of(MECHANISMS["bare"], T=16, B=1, H=1, Hv=1, dk=16, dv=16)
     x = {name: t.requires_grad_() for name, t in case.tensors.items()}
@@ -91,7 +97,7 @@ def test_a_second_derivative_is_refused():
 
 @pytest.mark.usefixtures("interpreter")
 def test_traced_whole():
-    case = case_of(MECHANISMS["ttt_mlp"], T=32, B=1, H=1, Hv=1, dk=16, dv=16)
+    case = case_of(MECHANISMS["ttt_mlp"], T=20, B=1, H=1, Hv=1, dk=16, dv=16)
 
     def call(tensors, params):
         return testing.call(replace(case, tensors=tensors, params=params), "triton")[0]

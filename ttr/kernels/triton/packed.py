@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_packed, sequences
+from ..arguments import check_packed, packed_lengths
 
 _checked: tuple[Any, int, int] | None = None  # the last cu_seqlens that was looked at, its version, T
 
@@ -24,7 +24,7 @@ def packed(cu_seqlens: Tensor, B: int, T: int, device: torch.device) -> Tensor:
     if torch.compiler.is_compiling():
         _assert_packed(out, T)
     elif device.type == "cpu":
-        sequences(cu_seqlens, B, T, device)
+        packed_lengths(cu_seqlens, B, T)
     else:
         version = -1 if cu_seqlens.is_inference() else cu_seqlens._version
         if version < 0 or _checked is None or _checked[0]() is not cu_seqlens or _checked[1:] != (version, T):

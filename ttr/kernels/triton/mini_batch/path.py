@@ -1,22 +1,23 @@
-"""path='triton' for mini-batches of frozen gradients: whole ones through the kernels, what is open at either end through `dual`."""
+"""path='triton' for mini-batches of frozen gradients: through the kernels, but for tokens that go on with an open mini-batch.
+
+Those run through `dual`: their gradients are taken at the weights that the mini-batch began with, not at those they go on from.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ....inner_loop import InnerLoop, concatenate
+from ....inner_loop import InnerLoop
 from ....inner_optim import Signals
-from ....lowering import coefficients, keep_factor
+from ....lowering import Coefficients
 from ....objectives import slopes
-from ....state import State, map_tensors
+from ....state import State, Tree
 from ... import padded
-from ...arguments import Call, sequences
-from ...padded import full_signals, initial
-from ...problem import Problem
+from ...arguments import Call, packed_lengths
+from ...padded import initial
 from ...torch.dual import dual
 from ...torch.masks import masks, stands_still
 from ..signals import signals_of
@@ -24,112 +25,102 @@ from ..two_layers.op import two_layers
 from ..two_slots.path import numbers_of
 from .masks_op import masks_of
 from .op import mini_batches
+from .rows import Even, Uneven
+
+Memory = dict[str, Tensor]  # weights and slots by name, [N, Hv, r, ...]
 
 
 def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     """o: [B, T, Hv, dv], and the state after the last token. dtype: the widest of q, k and v.
 
-    Packed sequences, and rows whose mini-batches are not open at the same token, run one by one.
+    Whole mini-batches of all rows are one call of the kernels, the open ones behind them another, padded by tokens that are no
+    events. Packed sequences, and rows whose states are open at different tokens, are padded to the longest likewise (`Uneven`).
     """
-    B, T, _, Hv, dk, dv = call.sizes
-    if torch.compiler.is_compiling() and (call.cu_seqlens is not None or call.initial_state is not None or T % int(call.spec.mini_batch)):
+    spec, size, (B, T, _, Hv, dk, dv), device = call.spec, int(call.spec.mini_batch), call.sizes, call.q.device
+    given = call.initial_state
+    if torch.compiler.is_compiling() and (call.cu_seqlens is not None or isinstance(given, State)):
         raise RuntimeError(
-            f"path='triton' with mini_batch={call.spec.mini_batch} is traced for whole mini-batches from a fresh state: got T={T}, "
-            "an initial_state or cu_seqlens; pad T, or run this call outside torch.compile"
+            f"path='triton' with mini_batch={size} asks the host where mini-batches begin, which torch.compile cannot trace: got "
+            f"{'an initial_state' if call.cu_seqlens is None else 'cu_seqlens'}; pass whole sequences from a fresh state, [B, T] of any "
+            "T, or run this call outside torch.compile"
         )
-    lengths = None if call.cu_seqlens is None else sequences(call.cu_seqlens, B, T, call.q.device)[0]
+    lengths = None if call.cu_seqlens is None else packed_lengths(call.cu_seqlens, B, T)
     n = B if lengths is None else len(lengths)
-    state = None
-    if call.initial_state is not None or T == 0 or n == 0:
-        params = {name: p.float() for name, p in call.params.items()}
-        state = initial(call.initial_state, call.spec, params, n, Hv, dk, dv, torch.float32, call.q.device)
-        if T == 0 or n == 0:
-            return call.v.new_zeros(B, T, Hv, dv), state
-    if lengths is None and state is None:
-        return _together(call, dtype, 0)
-    positions = [0] * n if state is None else state.mini_batch["position"].tolist()
-    if lengths is None and len(set(positions)) == 1:
-        return _together(call._replace(initial_state=state), dtype, positions[0])
-    outputs, states, begin = [], [], 0
-    for i, position in enumerate(positions):
-        row, length = (i, T) if lengths is None else (0, lengths[i])
-        own = None if state is None else state._map(lambda x, i=i: x[i : i + 1])
-        one = _tokens(call, begin, begin + length, row)._replace(initial_state=own, cu_seqlens=None)
-        begin += 0 if lengths is None else length
-        o, after = run(one, dtype) if length == 0 else _together(one, dtype, position)
-        outputs.append(o)
-        states.append(after)
-    return torch.cat(outputs, 0 if lengths is None else 1), concatenate(states)
-
-
-def _tokens(call: Call, begin: int, end: int, row: int | None = None) -> Call:
-    """The call on the tokens [begin, end), of one row or of all."""
-    B, _, *heads = call.sizes
-    rows = slice(None) if row is None else slice(row, row + 1)
-
-    def cut(x: Any) -> Any:
-        return x[rows, begin:end] if isinstance(x, Tensor) and x.ndim > 2 else x
-
-    signals = {name: cut(x) for name, x in call.signals.items()}
-    sizes = B if row is None else 1, end - begin, *heads
-    return call._replace(q=cut(call.q), k=cut(call.k), v=cut(call.v), signals=signals, sizes=sizes)
-
-
-def _together(call: Call, dtype: torch.dtype, position: int) -> tuple[Tensor, State]:
-    """All rows at once, their mini-batches open at `position`."""
-    size, T = int(call.spec.mini_batch), call.sizes[1]
-    begin = min(T, (size - position) % size)
-    end = begin + (T - begin) // size * size
-    outputs, state = [], call.initial_state
-    for first, last, path in ((0, begin, None), (begin, end, _whole), (end, T, None)):
-        if first == last:
-            continue
-        part = _tokens(call, first, last)._replace(initial_state=state)
-        o, state = padded.run(part, dtype, dual, {}) if path is None else path(part, dtype)
-        outputs.append(o)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), state
-
-
-def _whole(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
-    """Whole mini-batches, from a token where one begins."""
-    spec, regressor, (B, _, _, Hv, dk, dv) = call.spec, call.spec.regressor, call.sizes
     params = {name: p.float() for name, p in call.params.items()}
-    state = call.initial_state
-    if state is None:
-        state = initial(None, spec, params, B, Hv, dk, dv, torch.float32, call.q.device)
-    q, k, v = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in (call.q, call.k, call.v))
-    q = q if call.scale == 1.0 else q * call.scale
+    state = initial(given, spec, params, n, Hv, dk, dv, torch.float32, device)
+    if T == 0 or n == 0:
+        return call.v.new_zeros(B, T, Hv, dv), state
+    positions = state.mini_batch["position"].tolist() if isinstance(given, State) else None
+    if lengths is None and len(set(positions or [0])) == 1:
+        rows = Even(positions[0] if positions else 0, T, size, device)
+    else:
+        rows = Uneven(positions or [0] * n, lengths or [T] * n, size, device)
+    tokens, outputs = [rows.lay(x) for x in (call.q, call.k, call.v)], []
+    if rows.head:
+        q, k, v = (x[0] for x in tokens)
+        signals = {name: rows.lay(x)[0] if isinstance(x, Tensor) and x.ndim > 2 else x for name, x in call.signals.items()}
+        head = call._replace(q=q, k=k, v=v, signals=signals, sizes=(*q.shape[:2], *call.sizes[2:]))
+        o, state = padded.run(head._replace(initial_state=state, cu_seqlens=rows.bounds), dtype, dual, {})
+        outputs.append(o)
+    if not rows.whole and not rows.tail:
+        return rows.join(outputs, call.v), state
+    memory = start = _stacked(state.weights, state.slots)
+    with torch.autocast(device.type, enabled=False):
+        numbers, still = _numbers(call)
+        laid, factor = rows.lay(numbers.movedim(0, 2)), _factor(call, params)
+        for part, width in (1, rows.whole), (2, rows.tail):
+            if not width:
+                continue
+            start, numbers, events = memory, laid[part].movedim(2, 0), rows.events[part - 1]
+            if still is not None and events is not None:
+                numbers = torch.where(events[..., None], numbers, still[:, None, None, None])
+            if factor is not None and part == 2:  # it does not close: what it leaves is not scaled
+                factor = torch.cat([factor[:, :-1], torch.ones_like(factor[:, :1])], 1)
+            o, memory = _kernels(call, params, dtype, [x[part] for x in tokens], numbers, factor, memory)
+            outputs.append(o)
+    start = start if rows.tail else {name: x.clone() for name, x in memory.items()}  # `decode` updates the weights in place
+    if rows.unfinished is not None:
+        kept = _stacked(**state.mini_batch["start"])
+        start = {name: torch.where(rows.unfinished.view(-1, *[1] * (x.ndim - 1)), kept[name], x) for name, x in start.items()}
+    position = torch.zeros_like(state.mini_batch["position"]) + rows.position
+    mini_batch = {"start": _tree(spec, start), "position": position}
+    return rows.join(outputs, call.v), State(**_tree(spec, memory), mini_batch=mini_batch, spec_hash=spec.hash)
 
+
+def _stacked(weights: Tree, slots: Tree) -> Memory:
+    return {name: torch.stack([w, *(slot[name] for slot in slots.values())], 2) for name, w in weights.items()}
+
+
+def _tree(spec, memory: Memory) -> Tree:
+    """The inverse of `_stacked`."""
+    each = {name: x.unbind(2) for name, x in memory.items()}
+    weights, *slots = ({name: x[i] for name, x in each.items()} for i in range(1 + len(spec.optimizer.slots)))
+    return {"weights": weights, "slots": dict(zip(spec.optimizer.slots, slots, strict=True))}
+
+
+def _kernels(call: Call, params: Memory, dtype: torch.dtype, tokens: list[Tensor], numbers: Tensor, factor: Tensor | None, first: Memory):
+    """Whole mini-batches: their outputs, and the memory behind them. numbers: as of `_numbers`, of these tokens."""
+    spec, regressor, size = call.spec, call.spec.regressor, int(call.spec.mini_batch)
+    q, k, v = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in tokens)
+    q = q if call.scale == 1.0 else q * call.scale
     affine = [params[name].contiguous() for name in regressor.outer if name in params] or [None, None]
-    first = {
-        name: torch.stack([state.weights[name], *(state.slots[slot][name] for slot in spec.optimizer.slots)], 2)
-        for name in spec.weight_names
-    }
-    layers, (curvature, gain) = regressor.layers(), slopes(spec.objective, dv)
+    layers, (curvature, gain) = regressor.layers(), slopes(spec.objective, v.shape[-1])
     assert layers is not None  # `eligible` has asked
     form = layers.residual, layers.eps, curvature, gain, spec.read.at == "before"
-    run = _one_layer if layers.activation is None else partial(_two_layers, layers.activation)
-    with torch.autocast(q.device.type, enabled=False):
-        numbers = _numbers(call, params) if stands_still(spec) else (*_masks(call, state, params), None)
-        o, last = run((q, k, v, *numbers, *affine), first, int(spec.mini_batch), form)
-    after = {name: x.unbind(2) for name, x in last.items()}
-    memory = {
-        "weights": {name: x[0] for name, x in after.items()},
-        "slots": {slot: {name: x[i + 1] for name, x in after.items()} for i, slot in enumerate(spec.optimizer.slots)},
-    }
-    mini_batch = {"start": map_tensors(Tensor.clone, memory), "position": torch.zeros_like(state.mini_batch["position"])}
-    return o if o.dtype == call.v.dtype else o.to(call.v.dtype), State(**memory, mini_batch=mini_batch, spec_hash=spec.hash)
+    mixed = (None, None, numbers[0].contiguous(), None) if stands_still(spec) else _masks(spec, numbers, size)
+    layer = _one_layer if layers.activation is None else partial(_two_layers, layers.activation)
+    o, last = layer((q, k, v, *mixed, factor, *affine), first, size, form)
+    return o if o.dtype == call.v.dtype else o.to(call.v.dtype), last
 
 
-def _one_layer(inputs: tuple, first: dict[str, Tensor], size: int, form: tuple) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weights and slots by name, [N, Hv, r, ...], before and behind the mini-batches."""
+def _one_layer(inputs: tuple, first: Memory, size: int, form: tuple) -> tuple[Tensor, Memory]:
     weight, *bias = first
     o, last, last_bias = mini_batches(*inputs, first[weight], first[bias[0]] if bias else None, size, *form)
     return o, {weight: last} | ({bias[0]: last_bias} if bias and last_bias is not None else {})
 
 
-def _two_layers(activation: str, inputs: tuple, first: dict[str, Tensor], size: int, form: tuple) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same; the kernels take a memory as one row, the weights before the biases."""
+def _two_layers(activation: str, inputs: tuple, first: Memory, size: int, form: tuple) -> tuple[Tensor, Memory]:
+    """The kernels take a memory as one row, the weights before the biases."""
     names = sorted(first, key=lambda name: first[name].ndim, reverse=True)
     widths = [first[name][0, 0, 0].numel() for name in names]
     memory = torch.cat([first[name].flatten(3) for name in names], 3)
@@ -137,34 +128,39 @@ def _two_layers(activation: str, inputs: tuple, first: dict[str, Tensor], size: 
     return o, {name: x.view(first[name].shape) for name, x in zip(names, last.split(widths, 3), strict=True)}
 
 
-def _numbers(call: Call, params: dict[str, Tensor]) -> tuple[None, None, Tensor, None, Tensor | None]:
-    """Where nothing but gradients moves the weights: what a token's gradient is multiplied by, [B, T, Hv], and the positions' factor."""
+def _numbers(call: Call) -> tuple[Tensor, Tensor | None]:
+    """What the optimizer and the gate make of every token, [numbers, B, T, Hv], and of none, [numbers] (None: zeros).
+
+    Where nothing but gradients moves the weights, one: what the gradient is multiplied by. Else those of `numbers_of`.
+    """
     spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
-    one = torch.ones((), device=device)
-    (written,) = spec.optimizer.update((torch.zeros_like(one),), one, Signals(signals_of(call)))
-    factor = None
-    if spec.optimizer.position != "none":
-        factor = InnerLoop(spec, params).factors(0, int(spec.mini_batch), one).expand(Hv, -1).contiguous()
-    return None, None, written.expand(B, T, Hv).contiguous(), None, factor
+    if stands_still(spec):
+        one = torch.ones((), device=device)
+        (written,) = spec.optimizer.update((torch.zeros_like(one),), one, Signals(signals_of(call)))
+        return written.expand(1, B, T, Hv), None
+    eye = torch.eye(1 + len(spec.optimizer.slots), device=device)
+    nothing = torch.cat([torch.nn.functional.pad(eye, (0, 1)).flatten(), eye.new_zeros(2 * len(eye))])
+    return numbers_of(call, -1.0, signals_of(call)), nothing
 
 
-def _masks(call: Call, state: State, params: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """R, Q0, F and phi of every mini-batch: [B, mini-batches, Hv, ...]. One slot beside the weights has kernels that make them of
+def _factor(call: Call, params: Memory) -> Tensor | None:
+    """By the position in a mini-batch, [Hv, tokens]."""
+    if call.spec.optimizer.position == "none":
+        return None
+    some = torch.ones((), device=call.v.device)
+    return InnerLoop(call.spec, params).factors(0, int(call.spec.mini_batch), some).expand(call.sizes[3], -1).contiguous()
+
+
+def _masks(spec, numbers: Tensor, size: int) -> tuple[Tensor, ...]:
+    """R, Q0, F and phi of every mini-batch: [N, mini-batches, Hv, ...]. One slot beside the weights has kernels that make them of
     mini-batches of 2^n tokens; else torch does.
     """
-    spec, size, (B, T, _, Hv, _, _) = call.spec, int(call.spec.mini_batch), call.sizes
-    if spec.optimizer.slots and not size & (size - 1):
-        return masks_of(numbers_of(call, -1.0, signals_of(call)), size, spec.read.at == "before")
-    values, decay = full_signals(call, torch.float32)
-
-    def lay(x: Tensor) -> Tensor:  # [B, T, Hv, ...] -> [B T / b, Hv, b, ...]
-        return x.unflatten(1, (T // size, size)).flatten(0, 1).movedim(2, 1).float()
-
-    signals = {name: lay(x)[..., None, None, None] for name, x in values.items()}
-    log_decay = None if decay is None else lay(decay)
-    lead = B * (T // size), Hv, size, 1
-    empty = call.v.new_empty(0)
-    problem = Problem(spec, empty, empty, empty, None, signals, log_decay, params, state, None)
-    probed = coefficients(spec, signals, keep_factor(problem), lead, look_first=False)
-    m = masks(spec, probed)
-    return tuple(m[name].unflatten(0, (B, T // size)).contiguous() for name in ("R", "Q0", "F", "phi"))
+    r, before = 1 + len(spec.optimizer.slots), spec.read.at == "before"
+    if r == 2 and not size & (size - 1):
+        return masks_of(numbers.contiguous(), size, before)
+    each = numbers.unflatten(2, (-1, size)).transpose(3, 4)  # [numbers, N, mini-batches, Hv, tokens]
+    lead = each.shape[1:3]
+    each = each.flatten(1, 2)[..., None, None, None]
+    rows, (looks, reads) = each[: r * (r + 1)].unflatten(0, (r, r + 1)), each[r * (r + 1) :].unflatten(0, (2, r))
+    made = masks(spec, Coefficients(A=rows[:, :-1], b=rows[:, -1], c=looks, read=reads[..., 0, :, :]))
+    return tuple(made[name].unflatten(0, lead).contiguous() for name in ("R", "Q0", "F", "phi"))

@@ -58,11 +58,12 @@ def run(call: Call, dtype: torch.dtype, plan: Plan, cu_seqlens: Tensor | None, n
 def numbers_of(call: Call, factor: float, signals: dict[str, Tensor]) -> Tensor:
     """[10, B, T, Hv], in the order of `op`: the optimizer's own functions on unit vectors, which lie on the first axis.
 
-    The third one is the gradient: what is written is -factor times it (here of an error with its sign turned).
+    The last one is the gradient: what is written is -factor times it (here of an error with its sign turned). An optimizer
+    without a slot has four numbers in that order.
     """
     spec, optimizer, (B, T, _, Hv, _, _) = call.spec, call.spec.optimizer, call.sizes
     check_superposition(optimizer)
-    *z, g = units(factor, call.v.device)
+    *z, g = units(1 + len(optimizer.slots), factor, call.v.device)
     decay = gate_decay(signals, call, torch.float32)
     decayed = z
     if decay is not None:
@@ -71,25 +72,26 @@ def numbers_of(call: Call, factor: float, signals: dict[str, Tensor]) -> Tensor:
     s = Signals({name: x for name, x in signals.items() if name not in call.facts.gate_signals})
     rows = optimizer.update(tuple(decayed), g, s)
     seen = optimizer.point(tuple(decayed if spec.gate.order == "first" else z), s), optimizer.read(tuple(z), s)
-    return torch.cat([x.expand(3, B, T, Hv) for x in rows] + [x.expand(3, B, T, Hv)[:2] for x in seen])
+    n = 1 + len(z)
+    return torch.cat([x.expand(n, B, T, Hv) for x in rows] + [x.expand(n, B, T, Hv)[:-1] for x in seen])
 
 
-def units(factor: float, device: torch.device) -> list[Tensor]:
-    """Three of [3, 1, 1, 1]: of the weights, of the slot and of the gradient."""
+def units(r: int, factor: float, device: torch.device) -> list[Tensor]:
+    """r + 1 of [r + 1, 1, 1, 1]: of the weights, of the slots and of the gradient."""
     if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        return _units(factor, device)  # what a graph fills is empty until it is replayed
-    return _kept_units(factor, device)
+        return _units(r, factor, device)  # what a graph fills is empty until it is replayed
+    return _kept_units(r, factor, device)
 
 
-def _units(factor: float, device: torch.device) -> list[Tensor]:
-    eye = torch.eye(3, dtype=torch.float32, device=device)[..., None, None, None]
-    return [eye[0], eye[1], eye[2] * -factor]
+def _units(r: int, factor: float, device: torch.device) -> list[Tensor]:
+    eye = torch.eye(r + 1, dtype=torch.float32, device=device)[..., None, None, None]
+    return [*eye[:r], eye[r] * -factor]
 
 
 @lru_cache(maxsize=64)
-def _kept_units(factor: float, device: torch.device) -> list[Tensor]:
+def _kept_units(r: int, factor: float, device: torch.device) -> list[Tensor]:
     with _disable_current_modes(), torch.inference_mode(False):
-        return _units(factor, device)
+        return _units(r, factor, device)
 
 
 @constant
