@@ -29,6 +29,14 @@ def test_a_step_too_large_is_named_by_its_token(schedule):
     testing.call(given)  # outside of it nothing is looked at
 
 
+def test_the_token_is_named_also_where_a_chunk_spreads_it():
+    """Inside a tile what one token brings reaches those before it: 0 times infinity."""
+    q = 30 * torch.ones(1, 60, 1, 4)
+    for path in ("recurrent", "chunk"):
+        with ttr.detect_divergence(), pytest.raises(FloatingPointError, match=r"from token 10 on \(row 0, head 0\)"):
+            ttr.regress(q, q, q, "deltanet", step=1.0, path=path)
+
+
 @pytest.mark.parametrize("name", ["q", "k", "v", "step"])
 def test_an_argument_that_is_not_finite_is_named(name):
     given = case("gated_deltanet")

@@ -146,6 +146,9 @@ MEANINGLESS = {
     "sgd on mlp without objective": (
         {"regressor": "mlp", "optimizer": "sgd"}, "optimizer=sgd on regressor='mlp'", "set objective to one of ['dot', 'huber', 'l2', 'lp']"
     ),
+    "sgd on least squares": (
+        {"regressor": "least_squares", "optimizer": "sgd"}, "is solved, not descended", "one of ['cg', 'cholesky', 'rls']", "'sgd'"
+    ),
     "delta with dot": ({"optimizer": "delta", "objective": "dot"}, "optimizer=delta is sgd on objective l2, got objective='dot'", "optimizer: sgd"),
     "delta with huber": ({"optimizer": "delta", "objective": "huber"}, "got objective='huber'", "set objective: l2"),
     "accumulate with read after": (opt(accumulate=True, mini_batch=4), "optimizer.accumulate=true needs read=before", "the rest of its mini-batch"),

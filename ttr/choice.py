@@ -41,6 +41,8 @@ def select_path(
     """
     if not isinstance(path, str):
         raise ValueError(f"path: got {type(path).__name__}, expected a path's name; choose from {['auto', *NAMES]}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: expected a torch.dtype, as torch.bfloat16")
     short = index(length) if length is not None and length < SHORT else None
     if isinstance(device, torch.device):
         device = device.type

@@ -103,7 +103,7 @@ class Spec(Declaration):
             if getattr(self, slot) is not None:
                 object.__setattr__(self, slot, parse_kind(registry, getattr(self, slot), slot))
         self._set_objective()
-        if type(self.optimizer) is SGD and isinstance(self.objective, L2):
+        if type(self.optimizer) is SGD and isinstance(self.objective, L2) and self.regressor.family == "trained":
             values = {f.name: getattr(self.optimizer, f.name) for f in fields(SGD)}
             object.__setattr__(self, "optimizer", Delta(**values))
         self._normalise()
@@ -159,12 +159,12 @@ class Spec(Declaration):
             return
         if self.optimizer is None:
             raise SpecError(f"optimizer is missing; choose from {OPTIMIZERS.kinds()}")
-        if type(self.optimizer) is SGD and not self.regressor.linear:
+        if type(self.optimizer) is SGD and not self.regressor.linear and self.regressor.family == "trained":
             raise SpecError(
                 f"optimizer=sgd on regressor={self.regressor.kind!r} must say what it descends: "
                 f"set objective to one of {OBJECTIVES.kinds()} (on a linear regressor it is dot)"
             )
-        object.__setattr__(self, "objective", Dot() if type(self.optimizer) is SGD else L2())
+        object.__setattr__(self, "objective", Dot() if type(self.optimizer) is SGD and self.regressor.linear else L2())
 
     def _check(self) -> None:
         if self.regressor.kind != "kernel" and self.optimizer is None:

@@ -94,3 +94,20 @@ def test_model_state():
         LMState.from_dict(state.to_dict(), [ttr.spec("softmax")])
     leaves, structure = pytree.tree_flatten(state)
     assert pytree.tree_unflatten(leaves, structure).index_select(torch.tensor([1])).nbytes * 2 == state.nbytes
+
+
+def test_arguments_of_a_layer_that_do_not_fit_are_named():
+    mixer, x = ttr.Mixer(32, "gated_deltanet"), torch.randn(2, 3, 32)
+    state = mixer.init_state(2)
+    wrong = {
+        r"x: got torch\.bfloat16, expected torch\.float32 as the layer's parameters": lambda: mixer(x.bfloat16()),
+        r"x: got list, expected a tensor \[B, T, 32\]": lambda: mixer([x]),
+        r"x_t: got MixerState, expected a tensor \[B, 32\]": lambda: mixer.step(state, x[:, 0]),
+        r"x_t: got torch\.float64, expected torch\.float32": lambda: mixer.step(x[:, 0].double(), state),
+        r"state: got \[2\] sequences, x has 1": lambda: mixer.step(x[:1, 0], state),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mixer(x.bfloat16()).isfinite().all()

@@ -222,7 +222,7 @@ def _check_decay(decay: Tensor | float) -> None:
         return
     if not bool((decay <= 0).all()):
         if bool(decay.isnan().any()):
-            raise ValueError("log_decay: got NaN, expected natural logs <= 0")
+            raise ValueError("log_decay: got NaN, expected natural logs <= 0 (a layer makes it of its input: is that finite?)")
         raise ValueError(
             f"log_decay: got a maximum of {decay.max().item():.4g}, expected natural logs <= 0 (is this a factor, not its log?)"
         )

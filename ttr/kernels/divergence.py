@@ -56,13 +56,26 @@ def check(call: Call, o: Tensor, state: State) -> None:
                 raise FloatingPointError(f"{part}: {at} is not finite, and the memory took it up")
     optimizer, where = call.spec.optimizer, "the last state is not finite"
     if not _finite(o):
-        b, t, h, _ = _first(o)
+        b, t, h, _ = _first(_token_by_token(call, o))
         where = f"the output is not finite from token {t} on (row {b}, head {h})"
     raise FloatingPointError(
         f"the memory diverged while it read ({call.spec.regressor.kind}, optimizer {optimizer.kind if optimizer else None}, "
         f"mini_batch {call.spec.mini_batch}): {where}, from finite arguments. Smaller steps (optimizer.step: its scale or bias), "
         f"keys of length one (layer.qk: l2), a gate, or a shorter mini_batch keep it; ttr.diagnose shows the inner loss token by token"
     )
+
+
+def _token_by_token(call: Call, o: Tensor) -> Tensor:
+    """The output of a linear recurrence as the tokens follow each other: inside a chunk one that is not finite reaches those before it."""
+    from ..lowering import is_linear
+    from .padded import run
+    from .torch.recurrent import recurrent
+
+    if call.spec.regressor.family != "trained" or not is_linear(call.spec):
+        return o
+    with torch.no_grad():
+        alone, _ = run(call, torch.float64 if o.dtype == torch.float64 else torch.float32, recurrent, {})
+    return o if _finite(alone) else alone
 
 
 def _finite(x: Tensor) -> bool:

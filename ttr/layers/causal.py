@@ -50,9 +50,8 @@ class CausalLayer(nn.Module, Generic[S]):
 
     def step(self, x_t: Tensor, state: S) -> tuple[Tensor, S]:
         """One token: x_t [B, d_model] -> y_t [B, d_model] and the next state."""
-        if x_t.ndim != 2 or x_t.shape[1] != self.d_model:
-            raise ValueError(f"x_t: got shape {list(x_t.shape)}, expected [B, {self.d_model}]")
-        self._check_state(state)
+        self._check_tensor("x_t", x_t, 2, f"[B, {self.d_model}]")
+        self._check_state(state, len(x_t))
         y, state = self._advance(x_t[:, None], state, None)
         return y[:, 0], state
 
@@ -67,15 +66,27 @@ class CausalLayer(nn.Module, Generic[S]):
         decayed = {f"{name}.weight" for name, m in self.named_modules() if isinstance(m, nn.Linear)}
         return {name for name, _ in self.named_parameters()} - decayed
 
-    def _check_state(self, state: Any) -> None:
+    def _check_tensor(self, name: str, x: Any, ndim: int, expected: str) -> None:
+        """Of the layer's width and, outside autocast, its dtype."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: got {type(x).__name__}, expected a tensor {expected}")
+        if x.ndim != ndim or x.shape[-1] != self.d_model:
+            raise ValueError(f"{name}: got shape {list(x.shape)}, expected {expected}")
+        weight = next(self.parameters(), x)
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name}: got {x.dtype}, expected {weight.dtype} as the layer's parameters (or call it under torch.autocast)")
+
+    def _check_state(self, state: Any, n: int) -> None:
         if not isinstance(state, self.state_class):
             raise ValueError(
                 f"state: got {type(state).__name__}, expected a ttr.{self.state_class.__name__} (from prefill, step or init_state)"
             )
+        held = {len(t) for t in flatten(state._trees()).values()}
+        if held - {n}:
+            raise ValueError(f"state: got {sorted(held)} sequences, x has {n}")
 
     def _check_input(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any = None) -> None:
-        if x.ndim != 3 or x.shape[2] != self.d_model:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected [B, T, {self.d_model}]")
+        self._check_tensor("x", x, 3, f"[B, T, {self.d_model}]")
         if mask is not None and cu_seqlens is not None:
             raise ValueError("mask and cu_seqlens both say which tokens belong together; give one")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
@@ -83,9 +94,5 @@ class CausalLayer(nn.Module, Generic[S]):
         if cu_seqlens is not None:
             sequences(cu_seqlens, x.shape[0], x.shape[1], x.device)
         n = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-        if state is None:
-            return
-        self._check_state(state)
-        held = {len(t) for t in flatten(state._trees()).values()}
-        if held - {n}:
-            raise ValueError(f"state: got {sorted(held)} sequences, x has {n}")
+        if state is not None:
+            self._check_state(state, n)

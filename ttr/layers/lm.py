@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..choice import PathChoice
@@ -119,4 +120,8 @@ class LM(nn.Module):
     def _check_tokens(self, tokens: Tensor, shape: str) -> Tensor:
         if tokens.is_floating_point() or tokens.ndim != shape.count(",") + 1:
             raise ValueError(f"tokens: got {tokens.dtype} of shape {list(tokens.shape)}, expected int64 {shape}")
+        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():  # on a GPU it would wait for the values
+            least, most = tokens.min().item(), tokens.max().item()
+            if least < 0 or most >= self.embedding.num_embeddings:
+                raise ValueError(f"tokens: got {least} to {most}, expected 0 to {self.embedding.num_embeddings - 1} (vocab_size - 1)")
         return tokens

@@ -209,6 +209,8 @@ def test_devices_by_any_name():
         assert ttr.select_path(DELTA, device=device)[0] == "triton"
     with pytest.raises(ValueError, match=r"device='gpu': expected a torch\.device or its name"):
         ttr.select_path(DELTA, device="gpu")
+    with pytest.raises(ValueError, match=r"dtype='bf16': expected a torch\.dtype, as torch\.bfloat16"):
+        ttr.select_path(DELTA, device="cuda", dtype="bf16")
     with pytest.raises(ValueError, match="path: got dict, expected a path's name"):
         ttr.select_path(DELTA, path={"kind": "chunk"})
 
