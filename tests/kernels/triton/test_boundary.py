@@ -137,8 +137,7 @@ def test_one_output_alone(which):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["gated_deltanet", "retnet", "mlstm"])
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("name", "grad"), [("gated_deltanet", True), ("retnet", False), ("mlstm", True)])
 def test_compile_fullgraph_with_dynamic_length(name, grad):
     """One graph for every length (from where a chunk pays), the same numbers as eagerly."""
     spec = ttr.spec(name)

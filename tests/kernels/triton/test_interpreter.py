@@ -138,8 +138,7 @@ def test_little_is_not_nothing(name, log_decay):
     assert ((got - exact).norm() / exact.norm()) < 1e-4 and exact.norm() > 0
 
 
-@pytest.mark.parametrize("name", ["mamba", "gated delta"])
-@pytest.mark.parametrize("lengths", [112, [16, 96, 40]], ids=str)
+@pytest.mark.parametrize(("name", "lengths"), [("mamba", 112), ("gated delta", [16, 96, 40])], ids=str)
 def test_every_head_forgets_in_a_chunk_of_its_own(name, lengths):
     """Seven chunks, two segments: what is felt at a segment's end, or its start in backward, differs from head to head."""
     rows = {"B": 1} if isinstance(lengths, int) else {}
