@@ -67,8 +67,10 @@ def raw(spec=GATED, T=21, save=True, packed=False, started=True) -> tuple:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", [GATED, ADD], ids=["erase", "add"])
-@pytest.mark.parametrize(("T", "save", "packed"), [(21, True, False), (21, False, False), (257, True, False), (40, True, True)])
+@pytest.mark.parametrize(
+    ("spec", "T", "save", "packed"),
+    [(GATED, 21, True, False), (GATED, 257, True, False), (GATED, 40, True, True), (ADD, 21, False, False), (ADD, 40, True, True)],
+)
 def test_opcheck(spec, T, save, packed):
     """Schema, fake kernels (the same shapes with and without a split of the sequence), symbolic sizes, no hidden mutation."""
     split = T == 257
