@@ -9,9 +9,8 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import ttr
@@ -77,7 +76,7 @@ def test_opcheck(spec, T, save, packed):
     arguments = raw(spec, T, save, packed, started=not split)
     if split:
         arguments = tuple(x[:1, :, :1] if isinstance(x, Tensor) else x for x in arguments)
-    check = partial(opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
+    check = partial(library.opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
     with direct.poisoned():  # what nobody writes of a buffer is the same every time, as it is compared, too
         check(torch.ops.ttr.scalar_gate_forward.default, arguments)
         if save:

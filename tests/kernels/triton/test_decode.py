@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 import ttr
 from ttr import testing
@@ -266,7 +266,7 @@ def test_operator(numbers, device):
     q, k, v, W = draw(device)
     step, decay = (None, None) if numbers else (torch.rand(2, 2, device=device), -torch.rand(2, 2, device=device))
     arguments = (q, k, v, step, decay, W, 0.5, 0.0, 1.0, 0.0, 0.3, True, False, False, "plain")
-    opcheck(torch.ops.ttr.scalar_gate_step.default, arguments)
+    library.opcheck(torch.ops.ttr.scalar_gate_step.default, arguments)
 
 
 def test_under_compile(kernel, device):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 import ttr
 from ttr import testing
@@ -234,7 +234,7 @@ def test_opcheck(gate, started, packed):
     bounds = torch.tensor([0, 5, 5, 18], dtype=torch.int32) if packed else None
     inputs = (x["q"], x["k"], x["v"], x.get("log_decay"), x["weight"], torch.rand(1, 16) + 0.5, *start, bounds)
     form, learned = (1.0, 5, 0.0, False), gate == "scalar"
-    check = partial(opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
+    check = partial(library.opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
     with poisoned():
         check(torch.ops.ttr.least_squares_forward.default, (*inputs, *form, True, learned))
         check(torch.ops.ttr.least_squares_forward.default, (*inputs, *form, False, False))

@@ -7,9 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.library import opcheck
 
 import ttr
 from ttr import testing
@@ -200,7 +199,7 @@ def raw(steps: int = 3, T: int = 7) -> tuple:
 
 def test_opcheck():
     arguments = raw()
-    check = partial(opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
+    check = partial(library.opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
     with direct.poisoned():
         check(torch.ops.ttr.scalar_gate_forward.default, arguments)
         o, last, saved = torch.ops.ttr.scalar_gate_forward.default(*arguments)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 import ttr
 from kernels.test_conformance import CROSS_PRODUCT, SEPARATE, declare, sample
@@ -212,10 +212,10 @@ def test_opcheck():
     known = (q, k, None, A, b, None, read, b, k, v, torch.cat([first, first], 1), bounds, False, True, 1)
     with poisoned():
         for arguments in (solved, known):
-            opcheck(torch.ops.ttr.recurrent_forward.default, arguments, test_utils=["test_schema", "test_faketensor"])
+            library.opcheck(torch.ops.ttr.recurrent_forward.default, arguments, test_utils=["test_schema", "test_faketensor"])
             o, last = torch.ops.ttr.recurrent_forward.default(*arguments)
             given = o, last if arguments is solved else None, *arguments, [x is not q for x in arguments[:11]]
-            opcheck(torch.ops.ttr.recurrent_backward.default, given, test_utils=["test_schema", "test_faketensor"])
+            library.opcheck(torch.ops.ttr.recurrent_backward.default, given, test_utils=["test_schema", "test_faketensor"])
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 import ttr
 from ttr import registry, testing
@@ -250,10 +250,10 @@ def test_the_operators_keep_their_contract():
     numbers, first = torch.rand(10, 1, 5, 2), torch.randn(1, 2, 2, 16, 32)
     for erase, save in ((True, True), (False, True), (True, False)):
         args = q, q, v, numbers, first, None, 0.25, erase, False, save
-        opcheck(torch.ops.ttr.two_slots_forward.default, args, test_utils=("test_schema", "test_faketensor"))
+        library.opcheck(torch.ops.ttr.two_slots_forward.default, args, test_utils=("test_schema", "test_faketensor"))
     _, last, *saved = torch.ops.ttr.two_slots_forward.default(q, q, v, numbers, first, None, 0.25, True, False, True)
     args = v, last, q, q, v, numbers, first, None, saved, 0.25, True, False
-    opcheck(torch.ops.ttr.two_slots_backward.default, args, test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(torch.ops.ttr.two_slots_backward.default, args, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library
 
 import ttr
 from ttr import testing
@@ -281,9 +281,9 @@ def test_export_and_operators():
     q, k, v, step, log_decay = arguments
     given = q, k, v, None, None, log_decay, step, None, None, 0.25, True, False, False
     with poisoned():  # what nobody writes of a buffer is the same every time, as it is compared, too
-        opcheck(torch.ops.ttr.vector_gate_forward.default, (*given, True))
+        library.opcheck(torch.ops.ttr.vector_gate_forward.default, (*given, True))
         o, _, kept = torch.ops.ttr.vector_gate_forward.default(*given, True)
-        opcheck(torch.ops.ttr.vector_gate_backward.default, (o, None, *given[:9], kept, *given[9:], True))
+        library.opcheck(torch.ops.ttr.vector_gate_backward.default, (o, None, *given[:9], kept, *given[9:], True))
 
 
 @pytest.mark.usefixtures("interpreter")

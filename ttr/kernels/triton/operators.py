@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .eligible import interpreted
 
-library = torch.library.Library("ttr", "FRAGMENT")
+fragment = library.Library("ttr", "FRAGMENT")
 TAGS = torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order
 # for `gradients`: the paths that have a second derivative
 CHUNK = "use path='chunk' (or recurrent) where a gradient is differentiated"
@@ -24,10 +24,10 @@ def operator(schema: str, kernel: Callable, fake: Callable, tags: Sequence[torch
     fake: what torch.compile calls instead, for shapes alone.
     """
     name = schema.partition("(")[0]
-    library.define(schema, tags=tags)
-    library.impl(name, _on_its_device(kernel), "CUDA")
-    library.impl(name, _on_cpu(kernel), "CPU")
-    torch.library.register_fake(f"ttr::{name}", fake, lib=library)
+    fragment.define(schema, tags=tags)
+    fragment.impl(name, _on_its_device(kernel), "CUDA")
+    fragment.impl(name, _on_cpu(kernel), "CPU")
+    library.register_fake(f"ttr::{name}", fake, lib=fragment)
     return getattr(torch.ops.ttr, name).default
 
 
