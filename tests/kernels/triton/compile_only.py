@@ -35,6 +35,7 @@ from ttr.kernels.triton.two_layers import run as two_layers
 from ttr.kernels.triton.two_slots import run as two_slots
 from ttr.kernels.triton.unit_norm import function as unit_norm
 from ttr.kernels.triton.vector_gate import config as vector_config
+from ttr.kernels.triton.vector_gate import plan as vector_plan
 from ttr.kernels.triton.vector_gate import run as vector_gate
 
 if __package__:
@@ -238,22 +239,22 @@ def solves(dk: int, itemsize: int) -> list[tuple]:
 
 # what decays by channel: GLA, KDA, RWKV-7, each at dk = dv; the looks and reads before the token's decay with the second
 VECTOR_GATES = {
-    "gla 128": (vector_gate.Rule(False, True, False, False, False), 128), "gla 64": (vector_gate.Rule(False, True, False, False, True), 64),
-    "kda 128": (vector_gate.Rule(True, True, False, False, False), 128), "kda 64": (vector_gate.Rule(True, True, False, True, True), 64),
-    "rwkv7 128": (vector_gate.Rule(True, False, True, True, False), 128), "rwkv7 64": (vector_gate.Rule(True, False, True, True, False), 64),
+    "gla 128": (vector_plan.Rule(False, False, False, False), 128), "gla 64": (vector_plan.Rule(False, False, False, True), 64),
+    "kda 128": (vector_plan.Rule(True, False, False, False), 128), "kda 64": (vector_plan.Rule(True, False, True, True), 64),
+    "rwkv7 128": (vector_plan.Rule(True, True, True, False), 128), "rwkv7 64": (vector_plan.Rule(True, True, True, False), 64),
 }  # fmt: skip
 VECTOR_GATES_SUBSET = ("gla 128", "rwkv7 64")  # every kernel is in one of them
 
 
-def vector_gates(rule: vector_gate.Rule, d: int) -> list[tuple]:
+def vector_gates(rule: vector_plan.Rule, d: int) -> list[tuple]:
     """The launches of a gate for every key channel, forward and backward, cut into two segments, in bfloat16."""
     found = []
     record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
     with record, torch.device("meta"):
         B, T, H = 8, 4096, 16
-        q, numbers, initial = torch.empty(B, T, H, d, dtype=torch.bfloat16), torch.empty(B, T, H), torch.empty(B, H, d, d)
-        weight = numbers if rule.tied and rule.erase else None
-        given = q, q, q, None if rule.tied else q, q if rule.added else None, torch.empty(B, T, H, d), weight, initial, None
+        q, initial = torch.empty(B, T, H, d, dtype=torch.bfloat16), torch.empty(B, H, d, d)
+        weight = None if not rule.erase else q if rule.added else torch.empty(B, T, H)
+        given = q, q, q, q if rule.added else None, torch.empty(B, T, H, d), weight, initial, None
         config = vector_config.config_of(q.dtype, d, d)
         o, last, saved = vector_gate.forward(*given, 0.1, rule, config, 2, True)
         vector_gate.backward(o, last, *given, saved, 0.1, rule, config, 2)

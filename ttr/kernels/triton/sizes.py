@@ -50,8 +50,8 @@ def _why_not_run(spec, dtype: torch.dtype, dk: int | None, dv: int | None, deep:
         own_keys = spec.separate_write_key or (step is not None and step.per == "key")
         if own_keys or slopes(spec.objective, 3)[0]:
             return (
-                f"a gate of every key channel's own with a delta rule, or keys to write with, in {dtype}: Triton 3.6 compiles the kernels "
-                "for strong gates to wrong numbers; choose torch.float32"
+                f"a gate of every key channel's own with a delta rule, or keys to write with, in {dtype}: Triton 3.6 compiled the kernels "
+                "for strong gates to wrong numbers in tiles of 16 channels, and in tiles of 64 no GPU has run them; choose torch.float32"
             )
     if deep and spec.mini_batch not in (16, 64):
         tokens = f"optimizer.mini_batch={spec.mini_batch} in {dtype}"

@@ -12,9 +12,11 @@ from ..buffers import Layout
 from ..configs import Launch
 from ..shapes import Sizes, ceil_div
 
+NARROWEST = 64  # channels of a tile in 16 bits: Triton 3.6 compiles narrower ones to wrong numbers or addresses on Hopper
+
 
 class Config(NamedTuple):
-    """chunk: tokens of one. reach: of `decays.is_near`. Tiles are of key channels in prepare and gradients, else of value channels."""
+    """chunk: tokens of one. reach: of `decays.is_far`. Tiles are of key channels in prepare and gradients, else of value channels."""
 
     chunk: int
     reach: float
@@ -35,9 +37,8 @@ def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
         tile = Launch(32, 4, 1)
         return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, Launch(16, 4, 1), Launch(16, 4, 1))
     scan, reach = Launch(64, 8, 1) if max(dk, dv) > 128 else Launch(64, 4, 2), 4.0 if dtype == torch.float16 else 40.0
-    # narrower tiles of key channels would spill less, but Triton 3.6 compiles them to wrong numbers or addresses on Hopper
-    tile = Launch(64, 4, 1)
-    return Config(64, reach, tile, scan, scan, scan, Launch(128, 4, 1), tile, tile, Launch(16, 4, 1), Launch(16, 4, 1))
+    tile = Launch(NARROWEST, 4, 1)
+    return Config(64, reach, tile, scan, scan, scan, Launch(128, 4, 1), tile, tile, tile, Launch(16, 4, 1))
 
 
 class Choice(NamedTuple):
@@ -63,11 +64,13 @@ def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, heads: Any, T: Any) 
     return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, heads, T)
 
 
-def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int) -> Layout:
-    """What forward keeps for backward. room: for how many segments."""
+def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int, save: bool = True) -> Layout:
+    """What forward makes for backward; without `save`, as much as forward itself needs. room: for how many segments."""
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if erase:
-        out["inverse"], out["error"] = ((s.tokens, s.HV, config.chunk), dtype), ((s.tokens, s.HV, s.dv), dtype)
+        out["inverse"] = (s.tokens, s.HV, config.chunk), dtype
+    if erase and save:
+        out["error"] = (s.tokens, s.HV, s.dv), dtype
     # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or a factor a key channel
     pieces = s.N * room * s.HV
     out["starts"] = (pieces, s.dk, s.dv), torch.float32

@@ -9,7 +9,7 @@ no factor is above 1. Nothing is divided, and no gate is too strong.
 import triton
 import triton.language as tl
 
-from ..tiles import LEAST_LOG_DECAY, LOG2E, NAN_STAYS, load_rows
+from ..tiles import LEAST_LOG_DECAY, LOG2E, NAN_STAYS, load_numbers, load_rows
 
 
 @triton.jit
@@ -22,6 +22,18 @@ def load_decays(
     if WIDE:
         x = x.to(tl.float64)
     return x * LOG2E
+
+
+@triton.jit
+def load_weights(
+    weight, head, token, t, valid, channels, stride, HV: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, WEIGHTED: tl.constexpr,
+    BY_CHANNEL: tl.constexpr,
+):  # fmt: skip
+    """What keys are multiplied by as they write, in float32: a number a token, [C, 1], or one a channel, [C, BLOCK]."""
+    if BY_CHANNEL:
+        return load_rows(weight + head * D, token, t, valid, channels, HV * D, D, BLOCK).to(tl.float32)
+    else:
+        return load_numbers(weight, head, token, t, valid, stride, 1.0, WEIGHTED)[:, None]
 
 
 @triton.jit

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_numbers, load_rows, locate, sequence, store_rows
-from .decays import added_up, load_decays, middle_of, power, summed
+from ..tiles import load_rows, locate, sequence, store_rows
+from .decays import added_up, load_decays, load_weights, middle_of, power, summed
 from .rounds import load_pairs
 
 
@@ -65,17 +65,17 @@ def store_decay_gradient(
 
 @kernel("N T tokens scale weight_stride")
 def gradients_kernel(
-    q, k, w, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far,
-    dq, dk, dw, dp, dlog_decay, dweight, cu_seqlens, N, T, tokens, scale, weight_stride,
+    q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far,
+    dq, dk, dp, dlog_decay, dweight, cu_seqlens, N, T, tokens, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    ERASE: tl.constexpr, ADDED: tl.constexpr, TIED: tl.constexpr, WEIGHTED: tl.constexpr, LEARNED: tl.constexpr,
+    ERASE: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, LEARNED: tl.constexpr,
     LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One near chunk, value head and tile of key channels a program. dq, dk, dw, dp: [tokens, Hv, dk].
+    """One near chunk, value head and tile of key channels a program. dq, dk, dp: [tokens, Hv, dk]; dlog_decay too, with LEARNED.
 
-    TIED: w is weight times k: dk has its gradient, too, and dweight, [tiles, tokens, Hv], a tile's part of that of weight.
-    dlog_decay: [tokens, Hv, dk], with LEARNED. far: of `prepare_kernel`.
+    dk is that of x and, times the weight, that of w. dweight: [tokens, Hv, dk] BY_CHANNEL, else [tiles, tokens, Hv], a tile's part.
+    far: of `prepare_kernel`.
     """
     TILES: tl.constexpr = (DK + BK - 1) // BK
     tile = tl.program_id(0) % TILES
@@ -106,15 +106,10 @@ def gradients_kernel(
     back = power(middle)
     ahead = power(whole - middle)
     down = power(middle - G)
-    if TIED or ERASE:
-        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
-    if TIED:
-        b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED)
-        writer = (key.to(tl.float32) * b[:, None] * down).to(key.dtype)
-    else:
-        writer = load_rows(w + head * DK, token, t, valid, channels, HV * DK, DK, BK)
-        writer = (writer.to(tl.float32) * down).to(writer.dtype)
-    operand: tl.constexpr = writer.dtype
+    key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
+    operand: tl.constexpr = key.dtype
+    b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
+    writer = (key.to(tl.float32) * b * down).to(operand)
     if ADDED:
         adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
         adder = (adder.to(tl.float32) * down).to(operand)
@@ -153,15 +148,16 @@ def gradients_kernel(
         x = tl.dot(load_pairs(looks + place, j, i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
     net -= writer.to(tl.float32) * x
     x *= down
-    if TIED:
-        if WEIGHTED:
-            at = dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
-            tl.store(at, tl.sum(key.to(tl.float32) * x, 1), mask=valid)
-        dx += b[:, None] * x
-    else:
-        store_rows(dw + head * DK, token, x, t, valid, channels, HV * DK, DK, BK)
-    if TIED or ERASE:
-        store_rows(dk + head * DK, token, dx, t, valid, channels, HV * DK, DK, BK)
+    if BY_CHANNEL:
+        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
+        store_rows(dweight + head * DK, token, key.to(tl.float32) * x, t, valid, channels, HV * DK, DK, BK)
+    elif WEIGHTED:
+        at = dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
+        tl.store(at, tl.sum(key.to(tl.float32) * x, 1), mask=valid)
+    if BY_CHANNEL:  # once more, rather than held
+        b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
+    dx += b * x
+    store_rows(dk + head * DK, token, dx, t, valid, channels, HV * DK, DK, BK)
     if ADDED:
         x = through_state(v + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * ahead
         onward += tl.sum(adder.to(tl.float32) * x, 0)[None, :]

@@ -14,31 +14,29 @@ from .op import vector_gate
 
 def run(call: Call, plan: Plan, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
     """o and the last state. q, k, v: of one dtype, v with the normaliser's channels."""
-    (_, _, H, Hv, _, _), step, write_key = call.sizes, call.signals["step"], call.write_key
-    w = weight = p = None
+    step, write_key, p = call.signals["step"], call.write_key, None
     if isinstance(step, Tensor) and step.ndim == 4:
-        w = _write_keys(call, plan, step, k)
-        if not plan.erase:  # no key looks
-            q, k, w = q if Hv == H else q.repeat_interleave(Hv // H, 2), w, None
+        weight = _weight_by_channel(call, plan, step)
     else:
-        weight = as_numbers(weight_of(call, plan), Hv)
+        weight = as_numbers(weight_of(call, plan), call.sizes[3])
     if write_key is not None:
         gain = slopes(call.spec.objective, call.sizes[5])[1]
         p = (write_key if gain == 1.0 else write_key * gain).to(q.dtype).contiguous()
     return vector_gate(
-        q.contiguous(), k.contiguous(), v.contiguous(), w, p, _log_decay(call), weight, start, cu_seqlens, call.scale,
+        q.contiguous(), k.contiguous(), v.contiguous(), p, _log_decay(call), weight, start, cu_seqlens, call.scale,
         plan.erase, plan.look_before, plan.read_before,
     )  # fmt: skip
 
 
-def _write_keys(call: Call, plan: Plan, step: Tensor, k: Tensor) -> Tensor:
-    """[B, T, Hv, dk]: the keys times the steps that the step rule makes of the declared ones, and the objective's slope."""
+def _weight_by_channel(call: Call, plan: Plan, step: Tensor) -> Tensor:
+    """[B, T, Hv, dk]: the steps that the step rule makes of the declared ones, times the objective's slope."""
     _, _, H, Hv, _, _ = call.sizes
-    taken, keys = step.float().unflatten(2, (H, Hv // H)), k[:, :, :, None]
     if plan.curvature is not None:
-        with torch.autocast(k.device.type, enabled=False):
-            taken = call.spec.optimizer.step_rule.effective(taken[..., None], keys.float()[..., None], plan.curvature)[..., 0]
-    return (taken * keys * plan.factor).flatten(2, 3).to(k.dtype)
+        keys = call.k.float()[:, :, :, None, :, None]
+        with torch.autocast(keys.device.type, enabled=False):
+            taken = call.spec.optimizer.step_rule.effective(step.float().unflatten(2, (H, Hv // H))[..., None], keys, plan.curvature)
+        step = taken[..., 0].flatten(2, 3)
+    return (step if plan.factor == 1.0 else step.float() * plan.factor).contiguous()
 
 
 def _log_decay(call: Call) -> Tensor:

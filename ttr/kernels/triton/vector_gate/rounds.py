@@ -39,10 +39,10 @@ def met(round, i, j):
 
 @triton.jit
 def decayed_pairs(
-    rows, columns, later, G, t, operand: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr
+    pairs, rows, columns, later, G, t,
+    operand: tl.constexpr, C: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """[C, C]: sum_k rows_ik columns_jk 2^(later_ik - G_jk) for i >= j; for i < j anything finite."""
-    pairs = tl.zeros([C, C], tl.float32)
+    """pairs, [C, C], plus sum_k rows_ik columns_jk 2^(later_ik - G_jk) for i >= j; for i < j anything finite."""
     for round in tl.range(0, ROUNDS, disable_licm=True):
         at = meeting(G, round, t, WIDE)
         a = (rows * bounded(later - at)).to(operand)
@@ -58,31 +58,39 @@ def load_pairs(base, reader, writer, count, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def decayed_pairs_gradient(
-    pairs, rows, columns, later, G, t, count, operand: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr, STRIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+def rows_gradient(
+    x, net, pairs, rows, columns, later, G, t, count, operand: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr,
+    STRIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of `decayed_pairs`, from the gradients of the pairs: those of rows and of columns, and by token and channel what the
-    later tokens take and what the earlier ones give. All [C, BLOCK].
+    """x plus the gradient of the rows of `decayed_pairs`, from those of the pairs, zero for i < j; and net plus what the rows take.
 
-    pairs: zero for i < j. What is taken and what is given add up to the same, but for float32's rounding of sums.
+    What rows take and columns give, by token and channel, adds up to the same, but for float32's rounding of sums.
     """
     i = t[:, None]
     j = t[None, :]
-    drows = tl.zeros_like(rows)
-    dcolumns = tl.zeros_like(rows)
-    taken = tl.zeros_like(rows)
-    given = tl.zeros_like(rows)
     for round in tl.range(0, ROUNDS, disable_licm=True):
         at = meeting(G, round, t, WIDE)
+        b = (columns * bounded(at - G)).to(operand)
+        y = product(tl.where(met(round, i, j), load_pairs(pairs, i, j, count, STRIDE), 0.0), b, PRECISION)
         up = bounded(later - at)
-        down = bounded(at - G)
-        a = (rows * up).to(operand)
-        b = (columns * down).to(operand)
-        x = product(tl.where(met(round, i, j), load_pairs(pairs, i, j, count, STRIDE), 0.0), b, PRECISION)
+        x += y * up
+        net += y * (rows * up).to(operand).to(tl.float32)
+    return x, net
+
+
+@triton.jit
+def columns_gradient(
+    x, net, pairs, rows, columns, later, G, t, count, operand: tl.constexpr, WIDE: tl.constexpr, ROUNDS: tl.constexpr,
+    STRIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same of the columns; net less what they give."""
+    i = t[:, None]
+    j = t[None, :]
+    for round in tl.range(0, ROUNDS, disable_licm=True):
+        at = meeting(G, round, t, WIDE)
+        a = (rows * bounded(later - at)).to(operand)
         y = product(tl.where(met(round, i, j), load_pairs(pairs, j, i, count, STRIDE), 0.0), a, PRECISION)
-        drows += x * up
-        taken += x * a.to(tl.float32)
-        dcolumns += y * down
-        given += y * b.to(tl.float32)
-    return drows, dcolumns, taken, given
+        down = bounded(at - G)
+        x += y * down
+        net -= y * (columns * down).to(operand).to(tl.float32)
+    return x, net
