@@ -20,7 +20,7 @@ from ..state import State, flatten
 from .api import regress
 from .arguments import Facts, axes_of, check_params, check_tensors, facts_of
 from .triton.decode import op  # noqa: F401  (it registers ttr::scalar_gate_step)
-from .triton.eligible import DTYPES, by_channel, has_triton, plan_of, why_not_chunks
+from .triton.eligible import DTYPES, has_triton, plan_of, why_not_plain
 
 
 def decode(
@@ -44,8 +44,8 @@ def decode(
     natural log, <= 0. state: of an earlier `ttr.regress` under the same declaration; its tensors keep their identity, so
     the call can be captured in a CUDA graph (after one eager call; not for declarations with an open mini-batch).
 
-    On CUDA, with triton, a scalar-gate declaration runs as one kernel, which takes W contiguous; everything else runs
-    through `ttr.regress`. No gradients are taken.
+    On CUDA, with triton, a linear recurrence of one slot that takes a plain step on the gradient runs as one kernel, which takes W
+    contiguous; everything else runs through `ttr.regress`. No gradients are taken.
 
     Returns o: [B, Hv, dv] in v's dtype. Raises ValueError naming the argument, what came and what was expected.
     """
@@ -67,7 +67,7 @@ def decode(
     if kernel.fused and kernel_runs(q.device):
         W = state.weights["W"]
         if W.dtype == torch.float32 and all(x.dtype in DTYPES for x in (q, k, v)):
-            return _through_kernel(q, k, v, W, given, params, spec, facts, kernel, scale)
+            return _through_kernel(q, k, v, write_key, W, given, params, spec, facts, kernel, scale)
     return _through_regress(q, k, v, spec, state, given, params, write_key, scale)
 
 
@@ -75,7 +75,8 @@ class Step(NamedTuple):
     """What one token's kernel asks of its declaration, beside what every call does."""
 
     linear: bool
-    fused: bool  # the kernel serves it
+    fused: bool  # a kernel serves it
+    plain: bool  # ... the one of a single pair and a number a head
     rule: str
     eps: float
 
@@ -85,19 +86,18 @@ def step_of(spec: Spec) -> Step:
     step_rule = getattr(spec.optimizer, "step_rule", None)  # a solver has none
     rule = "plain" if step_rule is None or (step_rule.kind == "implicit" and not slopes(spec.objective, 1)[0]) else step_rule.kind
     linear = spec.regressor.family == "trained" and is_linear(spec)
-    return Step(linear=linear, fused=_fused(spec), rule=rule, eps=getattr(step_rule, "eps", 0.0))
+    plain = spec.steps == 1 and not spec.separate_write_key and all(s.per == "head" for s in spec.signals().values())
+    return Step(linear=linear, fused=_fused(spec), plain=plain, rule=rule, eps=getattr(step_rule, "eps", 0.0))
 
 
 def _fused(spec: Spec) -> bool:
-    """The kernels serve the declaration, and the step knows its one update a token, its gate, its step rule and its read."""
+    """One slot and a plain step on the gradient, and the step knows its gate, its step rule and its read."""
     return (
         spec.regressor.family == "trained"
         and is_linear(spec)
-        and why_not_chunks(spec) is None
         and not spec.optimizer.slots
-        and spec.steps == 1
-        and not by_channel(spec)
-        and spec.gate.kind in ("none", "fixed", "scalar")
+        and why_not_plain(spec) is None
+        and spec.gate.kind in ("none", "fixed", "scalar", "vector")
         and spec.optimizer.step_rule.kind in ("plain", "nlms", "implicit")
         and spec.read.normalizer == "none"
     )
@@ -108,7 +108,9 @@ def kernel_runs(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and has_triton()
 
 
-def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts: Facts, kernel: Step, scale: float | None) -> Tensor:
+def _through_kernel(
+    q, k, v, write_key, W, given: dict[str, Any], params, spec: Spec, facts: Facts, kernel: Step, scale: float | None
+) -> Tensor:
     dk, dv = W.shape[2:]
     plan = plan_of(spec, dv)
     if facts.computed_decay and "log_decay" not in given:
@@ -123,10 +125,29 @@ def _through_kernel(q, k, v, W, given: dict[str, Any], params, spec: Spec, facts
 
     step, step_number = split("step", 1.0)
     decay, decay_number = split("log_decay", 0.0)
-    return torch.ops.ttr.scalar_gate_step.default(
-        q, k, v, step, decay, W, step_number, decay_number, plan.factor, kernel.eps, spec.scale(dk) if scale is None else float(scale),
-        plan.erase, plan.look_before, plan.read_before, kernel.rule,
+    scale = spec.scale(dk) if scale is None else float(scale)
+    rule = plan.erase, plan.look_before, plan.read_before, kernel.rule
+    if kernel.plain:
+        return torch.ops.ttr.scalar_gate_step.default(
+            q, k, v, step, decay, W, step_number, decay_number, plan.factor, kernel.eps, scale, *rule
+        )  # fmt: skip
+    (B, Hv), n = W.shape[:2], facts.steps
+    per = "number" if step is None else next(per for name, per, _ in facts.signals if name == "step")
+    per = "head" if step is not None and step.ndim < 2 else per  # [] and [Hv]
+    width = {"key": (dk,), "value": (dv,)}.get(per, ())
+    step = step if step is None else _pairs(step, 3 + len(width)).expand(B, n, Hv, *width)
+    decay_per = "number" if decay is None else "key" if decay.ndim == 3 else "head"
+    decay = decay if decay is None else decay.expand(B, Hv, *decay.shape[2:])
+    return torch.ops.ttr.events_step.default(
+        q, _pairs(k, 4).expand(B, n, *k.shape[-2:]), _pairs(v, 4).expand(B, n, Hv, dv),
+        write_key if write_key is None else _pairs(write_key, 4).expand(B, n, *k.shape[-2:]), step, decay, W,
+        step_number, decay_number, plan.factor, slopes(spec.objective, dv)[1], kernel.eps, scale, *rule, per, decay_per,
     )  # fmt: skip
+
+
+def _pairs(x: Tensor, axes: int) -> Tensor:
+    """[B, ...] of all of a token's pairs as [B, 1, ...]; `axes` with the pairs'."""
+    return x if x.ndim != axes - 1 else x[:, None]
 
 
 def _own_decay(params, spec: Spec, facts: Facts, W: Tensor) -> Tensor | None:

@@ -98,6 +98,21 @@ def steps() -> list[tuple]:
             q, state = torch.empty(B, 32, 128, dtype=torch.bfloat16), torch.empty(B, 32, 128, 128)
             numbers = torch.empty(B, 32) if given else None
             decoding.step_in_place(q, q, q, numbers, numbers, state, 1.0, 0.0, 1.0, 1e-6, 0.1, given, False, False, rule)
+        for n, per, decay_per, rule in ((2, "head", "head", "plain"), (1, "key", "key", "plain"), (1, "value", "number", "implicit")):
+            q, k, state = (
+                torch.empty(8, 32, 128, dtype=torch.bfloat16),
+                torch.empty(8, n, 32, 128, dtype=torch.bfloat16),
+                torch.empty(8, 32, 128, 128),
+            )
+            step, decay = (
+                torch.empty(8, n, 32, 128),
+                {"head": torch.empty(8, 32), "key": torch.empty(8, 32, 128), "number": None}[decay_per],
+            )
+            p = k if per == "key" else None
+            numbers = 1.0, 0.0, 1.0, 1.0, 1e-6, 0.1
+            decoding.events_in_place(
+                q, k, k, p, step[..., 0] if per == "head" else step, decay, state, *numbers, True, False, False, rule, per, decay_per
+            )
     return found
 
 

@@ -173,10 +173,44 @@ def test_any_tile_is_right(launch, device):
     torch.testing.assert_close(state, last.weights["W"])
 
 
-# momentum, an mlp memory, least squares, a gate per key, a normalizer, micro-steps, an open mini-batch, a fixed gate with momentum
+SEPARATE = {"kind": "delta", "step": {"per": "key"}, "write_key": "separate", "steps": 2}
+EVENTS = {  # several pairs, numbers by channel, keys to write with
+    "gla": "gla", "kda": "kda", "rwkv7": "rwkv7", "gated_deltaproduct": "gated_deltaproduct", "longhorn": "longhorn",
+    "vector, 3 pairs, before": declaration(gate="vector", read="before", steps=3),
+    "coupled, separate, 2 pairs": {"optimizer": SEPARATE, "gate": {"kind": "vector", "order": "coupled"}},
+    "separate, mean": {"optimizer": {**SEPARATE, "step": 0.5}, "objective": {"kind": "l2", "reduce": "mean"}, "gate": "scalar"},
+    "implicit by key": declaration(gate="vector", step={"per": "key"}, step_rule="implicit", steps=2),
+    "nlms by value": declaration(gate="none", step={"per": "value"}, step_rule="nlms"),
+    "one step for all": declaration(gate="none", step=0.5, steps=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_events(name, kernel, device):
+    """More than one pair with a number a head."""
+    spec = ttr.spec(EVENTS[name])
+    check(spec, testing.random_inputs(spec, T=3, H=2, Hv=4, dk=5, dv=6), device, 2e-5)
+    assert len(kernel) == 3 and not module.step_of(spec).plain
+
+
+@pytest.mark.parametrize("given", ["heads", "batch", "number"])
+def test_a_signal_by_channel_given_otherwise(given, kernel, device):
+    """A decay of all channels of a head, pairs without an axis of their own."""
+    spec = declaration(gate="vector", steps=2)
+    q, k, v, W = draw(device)
+    step, decay = torch.rand(2, 2, device=device), {"heads": -torch.rand(2), "batch": -torch.rand(2, 2), "number": -0.25}[given]
+    decay = decay.to(device) if isinstance(decay, torch.Tensor) else decay
+    full = decay if given != "batch" else decay[:, None]
+    o, last = ttr.regress(q[:, None], k[:, None], v[:, None], spec, step=step[:, None], log_decay=full, initial_state=W, path="definition")
+    state = state_of(spec, W)
+    torch.testing.assert_close(ttr.decode(q, k, v, spec, state, step=step, log_decay=decay), o[:, 0])
+    torch.testing.assert_close(state.weights["W"], last.weights["W"])
+    assert len(kernel) == 1
+
+
+# momentum, an mlp memory, least squares, a normalizer, an open mini-batch, a fixed gate with momentum
 FALLBACK = [
-    "momentum_deltanet", "ttt_mlp", "mesanet", "mesa", "gla", "kda", "rwkv7", "mlstm", "gated_deltaproduct", "longhorn",
-    "titans", "ttt_linear", {"optimizer": "momentum", "gate": "fixed"},
+    "momentum_deltanet", "ttt_mlp", "mesanet", "mesa", "mlstm", "titans", "ttt_linear", {"optimizer": "momentum", "gate": "fixed"},
 ]  # fmt: skip
 
 
@@ -267,6 +301,13 @@ def test_operator(numbers, device):
     step, decay = (None, None) if numbers else (torch.rand(2, 2, device=device), -torch.rand(2, 2, device=device))
     arguments = (q, k, v, step, decay, W, 0.5, 0.0, 1.0, 0.0, 0.3, True, False, False, "plain")
     library.opcheck(torch.ops.ttr.scalar_gate_step.default, arguments)
+
+
+def test_the_operator_of_events(device):
+    q, k, v, W = draw(device)
+    k, v, step, decay = k[:, None].expand(2, 2, 1, 8), v[:, None].expand(2, 2, 2, 4), torch.rand(2, 2, 2, 8), -torch.rand(2, 2, 8)
+    arguments = (q, k, v, k, step.to(device), decay.to(device), W, 1.0, 0.0, 1.0, 0.5, 0.0, 0.3, True, True, False, "plain", "key", "key")
+    opcheck(torch.ops.ttr.events_step.default, arguments)
 
 
 def test_under_compile(kernel, device):

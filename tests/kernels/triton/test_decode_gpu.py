@@ -41,7 +41,7 @@ class TestOnAGPU:
         rounded = {n: x.to(dtype).double().cuda() for n, x in case.tensors.items()}  # the same inputs, exactly
         start = case.initial_state.float().double().cuda()
         exact, last = ttr.regress(**rounded, spec=spec, initial_state=start)
-        assert module.step_of(spec).fused
+        assert module.step_of(spec).fused and module.step_of(spec).plain
         o = torch.stack([ttr.decode(**token, spec=spec, state=state) for token in given], 1)
         assert o.dtype == dtype
         own = (exact.to(dtype).double() - exact).norm() / exact.norm()
@@ -49,8 +49,24 @@ class TestOnAGPU:
         W = last.weights["W"]
         assert (state.weights["W"].double() - W).norm() / W.norm() <= 1e-5
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("B, Hv, dk, dv", [(1, 32, 128, 128), (8, 32, 128, 128), (2, 4, 256, 256), (3, 4, 24, 33), (64, 16, 64, 64)])
+    @pytest.mark.parametrize("name", ["gla", "kda", "rwkv7", "gated_deltaproduct", "longhorn"])
+    def test_every_dtype_of_events(self, dtype, B, Hv, dk, dv, name):
+        """The inputs as the dtype has them, the signals too, which the kernel reads in float32."""
+        spec = ttr.spec(name)
+        case, given, _, state = tokens(spec, 4, dtype, B=B, H=Hv // 2, Hv=Hv, dk=dk, dv=dv)
+        rounded = {n: x.to(dtype).double().cuda() for n, x in case.tensors.items()}
+        exact, last = ttr.regress(**rounded, spec=spec, initial_state=case.initial_state.float().double().cuda(), path="recurrent")
+        assert module.step_of(spec).fused and not module.step_of(spec).plain
+        o = torch.stack([ttr.decode(**token, spec=spec, state=state) for token in given], 1)
+        own = (exact.to(dtype).double() - exact).norm() / exact.norm()
+        assert (o.double() - exact).norm() / exact.norm() <= 1.5 * own + 1e-5
+        W = last.weights["W"]
+        assert (state.weights["W"].double() - W).norm() / W.norm() <= 1e-5
+
     @pytest.mark.parametrize(
-        "spec", [GATED, {"optimizer": "delta", "gate": "fixed"}, "momentum_deltanet", "gla", "mlstm", {"optimizer": "momentum", "gate": "fixed"}],
+        "spec", [GATED, "kda", "rwkv7", "gated_deltaproduct", "longhorn", {"optimizer": "delta", "gate": "fixed"}, "momentum_deltanet", "gla", "mlstm", {"optimizer": "momentum", "gate": "fixed"}],
         ids=str,
     )  # fmt: skip
     def test_three_steps_in_a_graph(self, spec):

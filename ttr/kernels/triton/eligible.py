@@ -90,10 +90,7 @@ def why_not_chunks(spec) -> str | None:
             return f"{name} is per {s.per}; the kernels over chunks take one number a head or a key channel"
     if slots:  # whatever it is: the kernels take the numbers that are probed of it
         return _why_not_objective(spec)
-    others = sorted(spec.optimizer.signals().keys() - {"step"})
-    if others:
-        return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
-    return _why_not_probed(spec)
+    return why_not_plain(spec)
 
 
 def _why_not_least_squares(spec) -> str | None:
@@ -184,10 +181,17 @@ def _why_not_objective(spec) -> str | None:
     return None
 
 
-def _why_not_probed(spec) -> str | None:
-    """Probe the optimizer on random signals: the gate alone must move the weights, the step alone the write."""
+@constant
+def why_not_plain(spec) -> str | None:
+    """The reason for which an optimizer of one slot is no plain step on the gradient, or None.
+
+    Probed on random signals: the gate alone must move the weights, the step alone the write.
+    """
     from ...lowering import coefficients
 
+    others = sorted(spec.optimizer.signals().keys() - {"step"})
+    if others:
+        return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
     if (why := _why_not_objective(spec)) is not None:
         return why
     generator = torch.Generator().manual_seed(0)

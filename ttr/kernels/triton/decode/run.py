@@ -1,4 +1,4 @@
-"""The launch of one decoding step."""
+"""The launches of one decoding step: of one pair with a number a head, and of all else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..launch import Bound
 from ..shapes import power_of_two
+from .events import events_kernel
 from .step import step_kernel
 
 
@@ -71,3 +72,42 @@ def _strides(numbers: Tensor | None) -> tuple[int, int] | tuple[int, ...]:
     if numbers is None:
         return 0, 0
     return (0,) * (2 - numbers.ndim) + numbers.stride()
+
+
+def events_in_place(
+    q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, step: Tensor | None, log_decay: Tensor | None, state: Tensor,
+    step_number: float, log_decay_number: float, gain: float, written: float, eps: float, scale: float,
+    erase: bool, look_before: bool, read_before: bool, rule: str, per: str, decay_per: str,
+) -> Tensor:  # fmt: skip
+    """o of one token; `state` is updated. per, decay_per: what step and log_decay are per: number, head, key or value."""
+    (B, HV, dk, dv), pairs, H = state.shape, k.shape[1], q.shape[1]
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    p = None if write_key is None else _rows(write_key)
+    step = step if step is None or per == "head" else _rows(step)
+    log_decay = log_decay if log_decay is None or decay_per == "head" else _rows(log_decay)
+    o = torch.empty(B, HV, dv, dtype=v.dtype, device=v.device)
+    none = (0, 0, 0)
+    (q_b, q_h), (decay_b, decay_h) = q.stride()[:2], none[:2] if log_decay is None else log_decay.stride()[:2]
+    (k_b, k_n, k_h), (v_b, v_n, v_h), (p_b, p_n, p_h), (step_b, step_n, step_h) = (
+        none if x is None else x.stride()[:3] for x in (k, v, p, step)
+    )
+    columns, warps = launch_of(B * HV, dk, dv)
+    bound = _bound_events(
+        (state.get_device(), *[x if x is None else x.dtype for x in (q, k, v, p, step, log_decay)]), B, columns, warps,
+        q_h=q_h, k_h=k_h, v_h=v_h, p_h=p_h, step_h=step_h, decay_h=decay_h, HV=HV, GROUP=HV // H, DK=dk, DV=dv,
+        BK=power_of_two(dk), BV=columns, PAIRS=pairs, ERASE=erase, STEP=per, DECAY=decay_per, RULE=rule,
+        LOOK_BEFORE=look_before, READ_BEFORE=read_before,
+    )  # fmt: skip
+    numbers = step_number, log_decay_number, gain, written, eps, scale
+    strides = q_b, k_b, k_n, v_b, v_n, p_b, p_n, step_b, step_n, decay_b
+    arguments = q, k, v, p, step, log_decay, state, o, *numbers, *strides
+    if any(x is not None and x.data_ptr() % 16 for x in (q, k, v, p, step, log_decay, state)):  # views of something wider
+        bound.through_triton(*arguments)
+    else:
+        bound(*arguments)
+    return o
+
+
+@lru_cache(maxsize=1024)
+def _bound_events(types: tuple, B: int, columns: int, warps: int, **constants) -> Bound:
+    return events_kernel.bind((B * constants["HV"] * -(-constants["DV"] // columns),), warps, **constants)
