@@ -307,7 +307,7 @@ def test_the_operator_of_events(device):
     q, k, v, W = draw(device)
     k, v, step, decay = k[:, None].expand(2, 2, 1, 8), v[:, None].expand(2, 2, 2, 4), torch.rand(2, 2, 2, 8), -torch.rand(2, 2, 8)
     arguments = (q, k, v, k, step.to(device), decay.to(device), W, 1.0, 0.0, 1.0, 0.5, 0.0, 0.3, True, True, False, "plain", "key", "key")
-    opcheck(torch.ops.ttr.events_step.default, arguments)
+    library.opcheck(torch.ops.ttr.events_step.default, arguments)
 
 
 def test_under_compile(kernel, device):
