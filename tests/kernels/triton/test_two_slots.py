@@ -13,6 +13,7 @@ from ttr.kernels.triton.launch import Bound
 from ttr.kernels.triton.two_slots import run
 from ttr.kernels.triton.two_slots.tiling import Launch, Tiling, tiling_of
 
+from . import low_precision
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
 
@@ -45,10 +46,13 @@ MECHANISMS = {
 
 
 def check(case: testing.Inputs, bound: float = 1e-5, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    """Within the bound or, in 16 bits, twice what an ideal run loses there: momentum magnifies what was rounded."""
     case = in_dtype(case, dtype, device)
     with poisoned():
         got = testing.evaluate(case, "triton")
-    testing.assert_close(got, testing.evaluate(case.to(torch.float64), {"kind": "chunk", "chunk_size": 16}), bound, "two slots")
+    exact = testing.evaluate(case.to(torch.float64), {"kind": "chunk", "chunk_size": 16})
+    rounded = testing.errors(low_precision.evaluate(case), exact) if dtype.itemsize == 2 else dict.fromkeys(exact, 0.0)
+    testing.assert_close(got, exact, {name: max(bound, 2 * error) for name, error in rounded.items()}, "two slots")
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -63,10 +63,6 @@ def _why_not_run(spec, dtype: torch.dtype, dk: int | None, dv: int | None, deep:
         return f"{heads}: on two layers the kernels have been run with heads of 64 alone; choose those, or torch.float32"
     if deep and next(iter(spec.regressor.state_shapes(dk, dv).values()))[1] % 64:
         return f"regressor {spec.regressor.kind!r} has hidden units that are no multiple of 64 in {dtype}; choose one, or torch.float32"
-    if spec.regressor.family == "least_squares" and ((dk, dv) != (128, 128) or dtype == torch.float16):
-        return f"{heads}: for least squares the kernels have been run with heads of 128 in torch.bfloat16; choose those, or torch.float32"
-    if spec.regressor.family == "trained" and spec.steps > 1 and ((dk, dv) != (128, 128) or not slopes(spec.objective, dv)[0]):
-        return f"{heads}: of several steps a token the kernels have been run for the delta rule with heads of 128; choose torch.float32"
     if by_key and (dk, dv) not in ((64, 64), (128, 128)):
         return f"{heads}: with a decay a channel the kernels have been run with heads of 64 and of 128; choose those, or torch.float32"
     return None
