@@ -98,8 +98,8 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     kernels = {"triton": _kernels(spec)}
     if not (is_linear(spec) and why_not_chunks(spec) is not None):
         return {**kernels, **possible}
-    oracle = possible.pop("definition")  # one event at a time: behind torch's closed forms, until they have been timed on a GPU
-    return {**possible, **kernels, "definition": oracle}
+    chunks = {path: why for path, why in possible.items() if path == "chunk"}  # one event at a time: behind torch's closed forms
+    return {**chunks, **kernels, **possible}
 
 
 def _kernels(spec) -> str:

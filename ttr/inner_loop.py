@@ -72,17 +72,16 @@ def _widths(per: str, dk: int, weights: Weights) -> tuple[int, int]:
 
 def definition(problem: Problem) -> tuple[Tensor, State]:
     """Run the definition: (o [N, H, T, dv], state). Sequences that differ in length or position run one by one."""
-    positions = problem.state.mini_batch.get("position")
-    ragged = problem.lengths is not None or (positions is not None and len(set(positions.tolist())) > 1)
-    if not ragged:
-        return _together(problem, 0 if positions is None else int(positions[0]))
+    positions = problem.positions
+    if problem.lengths is None and len(set(positions)) == 1:
+        return _together(problem, positions[0])
     parts = []
     for i in range(problem.q.shape[0]):
         one = problem.sequence(i)
         if one.q.shape[2] == 0:  # an empty sequence keeps its state
             parts.append((problem.v.new_zeros(1, *problem.v.shape[1:3], problem.v.shape[-1]), one.state))
             continue
-        o, state = _together(one, 0 if positions is None else int(positions[i]))
+        o, state = _together(one, positions[i])
         parts.append((torch.nn.functional.pad(o, (0, 0, 0, problem.q.shape[2] - o.shape[2])), state))
     return torch.cat([o for o, _ in parts]), concatenate([s for _, s in parts])
 

@@ -121,7 +121,7 @@ CASES = {
         Layer(
             name="titans",
             title="Titans' memory (layer)",
-            who=("ttr", "titans_pytorch", "titans_pytorch-b64"),
+            who=("ttr", "ttr-compiled", "titans_pytorch", "titans_pytorch-b64"),
             shapes=NONLINEAR,
             more=NONLINEAR_MORE,
             preset="titans",

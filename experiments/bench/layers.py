@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import ttr
+from experiments.bench import peers
 from experiments.bench.case import Case, Contender
 from experiments.bench.shapes import Shape
 
 MINI_BATCH = 64  # the preset titans'
+COMPILED = "ttr-compiled"  # ours through torch.compile as a whole
 PATHS = {"titans": "triton", "lact": {"kind": "dual", "compile": True}}  # preset -> ours
 
 
@@ -45,15 +47,15 @@ class Layer(Case):
         """Gradients are taken of the input and of every parameter in use."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module, forward = self._ours(x.shape) if who == "ttr" else _titans_pytorch(x.shape, who)
+            module, forward = self._ours(x.shape, who == COMPILED) if peers.peer_of(who) == "ttr" else _titans_pytorch(x.shape, who)
         module.to(x.x.device, torch.bfloat16).requires_grad_(x.x.requires_grad)
         # titans-pytorch keeps the network that it made its memories' initial weights from
         used = [p for name, p in module.named_parameters() if not name.startswith("memory_model.")]
         return Contender(call=lambda: forward(x.x), leaves=[x.x, *used])
 
-    def _ours(self, shape: Shape) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    def _ours(self, shape: Shape, compiled: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         mixer = ttr.Mixer(shape.H * shape.dk, self.preset, n_heads=shape.H, head_dim=shape.dk, path=PATHS[self.preset])
-        return mixer, mixer
+        return mixer, torch.compile(mixer, fullgraph=True) if compiled else mixer
 
     def compared(self, who: str, o: Tensor, x: Inputs) -> None:
         return None
@@ -62,8 +64,11 @@ class Layer(Case):
         return None if self.operations is None else self.operations(shape, kind)
 
     def note(self, who: str, shape: Shape) -> str:
+        if peers.peer_of(who) != "ttr":
+            return super().note(who, shape)
         path = PATHS[self.preset]
-        return super().note(who, shape) if who != "ttr" else f"path {path}" if isinstance(path, str) else f"path {path['kind']}, compiled"
+        note = f"path {path}" if isinstance(path, str) else f"path {path['kind']}, compiled"
+        return f"{note}; the layer through torch.compile" if who == COMPILED else note
 
 
 def _titans_pytorch(shape: Shape, who: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

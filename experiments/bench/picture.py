@@ -18,12 +18,14 @@ from experiments.report import GREEN, GREY, INK, ORANGE, STYLE
 
 COLOURS = {
     "ttr": GREEN, "fla": ORANGE, "fla-fused": "#b07a2a", "flash_qla": "#4a6fa5", "torch": "#9a9a9a",
-    "titans_pytorch": "#4a6fa5", "titans_pytorch-b64": "#8a5a9a", "ttr-gated_delta": "#8fbf9f", "fla-bounded": "#d9a066",
+    "titans_pytorch": "#4a6fa5", "titans_pytorch-b64": "#8a5a9a", "ttr-gated_delta": "#8fbf9f", "ttr-compiled": "#8fbf9f",
+    "fla-bounded": "#d9a066",
 }  # fmt: skip
 LABELS = {
     "ttr": "ttr", "fla": "flash-linear-attention", "fla-fused": "flash-linear-attention, fused", "flash_qla": "FlashQLA",
     "torch": "causal softmax (torch)", "titans_pytorch": "titans-pytorch", "titans_pytorch-b64": "titans-pytorch, batch_size=64",
-    "ttr-gated_delta": "ttr, gated delta rule", "fla-bounded": "flash-linear-attention, told that decays are bounded",
+    "ttr-gated_delta": "ttr, gated delta rule", "ttr-compiled": "ttr, torch.compile",
+    "fla-bounded": "flash-linear-attention, told that decays are bounded",
 }  # fmt: skip
 LINES = {"both": ("-", "o"), "forward": ("--", "")}
 

@@ -60,7 +60,7 @@ def run(call: Call, widest: torch.dtype, path: Callable, options: dict[str, Any]
         k=events(call.k, True), v=normalizer.with_ones(v_laid) if normalized else v_laid,
         write_key=None if call.write_key is None else events(call.write_key, True),
         signals=values_laid, log_decay=None if decay is None else lay(decay, 0),
-        params=params, state=normalizer.join(state) if normalized else state, lengths=lengths,
+        params=params, state=normalizer.join(state) if normalized else state, lengths=lengths, fresh=call.initial_state is None,
     )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):  # the state is float32 and stays it
         o, state = _run(path, problem, options)
@@ -95,7 +95,7 @@ def full_signals(call: Call, dtype: torch.dtype) -> tuple[dict[str, Tensor], Ten
 
 
 def _run(run: Callable, problem: Problem, options: dict[str, Any]) -> tuple[Tensor, State]:
-    if run in TAKE_GRADIENTS and torch.is_inference_mode_enabled():
+    if run in TAKE_GRADIENTS and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         # torch.func.grad inside inference mode gives zeros, silently, on torch 2.11: step out of it, with copies
         with torch.inference_mode(False), torch.no_grad():
             return run(problem.copy(), **options)

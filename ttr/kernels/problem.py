@@ -20,6 +20,7 @@ class Problem:
     log_decay: [N, H, T, d1]. params: name -> [H, ...]. state: what was learned before the first token.
     lengths: the tokens of each sequence that are real, or None when all T are; what lies behind is no event.
     operands: what a call in bf16 lets the dual form round the operands of large products to; None: nothing.
+    fresh: nobody gave the state, so that where it stands is known without looking into it (on a GPU, under torch.compile).
     """
 
     spec: Spec
@@ -33,6 +34,13 @@ class Problem:
     state: State
     lengths: list[int] | None
     operands: torch.dtype | None = None
+    fresh: bool = False
+
+    @property
+    def positions(self) -> list[int]:
+        """Where in a mini-batch each sequence begins."""
+        open_ = self.state.mini_batch
+        return [0] * self.q.shape[0] if self.fresh or "position" not in open_ else open_["position"].tolist()
 
     @property
     def valid(self) -> Tensor | None:

@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.short_conv import short_conv
+
 
 class Timeline:
     """B sequences of T tokens each; `Packed` is its variable-length sibling."""
+
+    places: tuple[Tensor, Tensor] | None = None  # of a packed row, the sequence of each token and its place in it
 
     def __init__(self, n_sequences: int):
         self.n_sequences = n_sequences
@@ -18,20 +22,36 @@ class Timeline:
 
         history: [N, count, C], what came before x; None is zeros.
         """
+        rows, T = self._rows(x, count, history), x.shape[1]
+        return [rows[:, count - lag : count - lag + T] for lag in range(count + 1)], rows[:, T:].clone()
+
+    def _rows(self, x: Tensor, count: int, history: Tensor | None) -> Tensor:
         if history is None:
             history = x.new_zeros(x.shape[0], count, x.shape[2])
-        rows = torch.cat([history.to(x.dtype), x], dim=1)
+        return torch.cat([history.to(x.dtype), x], dim=1)
+
+    def last(self, x: Tensor, count: int, history: Tensor | None) -> Tensor:
+        """The last `count` inputs of every sequence, [N, count, C], in a tensor of their own; arguments as of `lags`."""
         T = x.shape[1]
-        return [rows[:, count - lag : count - lag + T] for lag in range(count + 1)], rows[:, T:].clone()
+        if torch.compiler.is_compiling() or count > T:  # a compiled graph has no branch by the length
+            return self.lags(x, count, history)[1]
+        return x[:, T - count :].clone()  # a view would keep the whole input alive
 
     def convolve(self, x: Tensor, weight: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
         """y_t = sum_j weight[:, -1 - j] x_{t-j}, weight: [C, K] -> y [B, T, C] and the last K - 1 inputs."""
+
+        def formula(x: Tensor, weight: Tensor) -> Tensor:
+            return self.weighed(x, weight, history)
+
+        return short_conv(x, weight, history, formula, self.places), self.last(x, weight.shape[1] - 1, history)
+
+    def weighed(self, x: Tensor, weight: Tensor, history: Tensor | None) -> Tensor:
+        """`convolve`'s y in torch's own operations."""
         count = weight.shape[1] - 1
-        if history is None:
-            history = x.new_zeros(x.shape[0], count, x.shape[2])
-        rows = torch.cat([history.to(x.dtype), x], dim=1)
-        y = F.conv1d(rows.transpose(1, 2), weight[:, None].to(x.dtype), groups=x.shape[2]).transpose(1, 2)
-        return y, rows[:, x.shape[1] :].clone()  # a view would keep the whole input alive
+        if torch.compiler.is_compiling():  # which fuses sums, and no convolutions
+            return weighed(self.lags(x, count, history)[0], weight)
+        rows = self._rows(x, count, history).transpose(1, 2)
+        return F.conv1d(rows, weight[:, None].to(x.dtype), groups=x.shape[2]).transpose(1, 2)
 
     def position(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens before each token [B, T] and after the whole call [N]; start: [N]."""
@@ -48,6 +68,7 @@ class Packed(Timeline):
         lengths = self.cu_seqlens.diff()
         self.sequence = torch.repeat_interleave(torch.arange(self.n_sequences, device=lengths.device), lengths)
         self.index = torch.arange(len(self.sequence), device=lengths.device) - self.cu_seqlens[self.sequence]
+        self.places = self.sequence, self.index
 
     def lags(self, x, count, history):
         if history is None:
@@ -64,15 +85,24 @@ class Packed(Timeline):
         every = torch.arange(self.n_sequences, device=x.device)[:, None]
         return lagged, rows[row(every, length + back, end + back)]
 
-    def convolve(self, x, weight, history):
-        lags, kept = self.lags(x, weight.shape[1] - 1, history)  # newest first, as weight is not
-        y = lags[0] * weight[:, -1]
-        for j, lag in enumerate(lags[1:], start=1):
-            y = torch.addcmul(y, lag, weight[:, -1 - j])
-        return y, kept
+    def last(self, x, count, history):
+        return self.lags(x, count, history)[1]
+
+    def weighed(self, x, weight, history):
+        return weighed(self.lags(x, weight.shape[1] - 1, history)[0], weight)
 
     def position(self, x, start):
         return (start[self.sequence] + self.index)[None], start + self.cu_seqlens.diff()
+
+
+def weighed(lags: list[Tensor], weight: Tensor) -> Tensor:
+    """sum_j weight[:, -1 - j] lags[j], newest first, summed in float32 at least."""
+    dtype = lags[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    y = lags[0].to(wide) * weight[:, -1].to(wide)
+    for j, lag in enumerate(lags[1:], start=1):
+        y = torch.addcmul(y, lag.to(wide), weight[:, -1 - j].to(wide))
+    return y.to(dtype)
 
 
 def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from ttr.kernels.triton.mini_batch import masks
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.recurrent import run as recurrent
 from ttr.kernels.triton.scalar_gate import plan, run
+from ttr.kernels.triton.short_conv import function as short_conv
 from ttr.kernels.triton.two_layers import run as two_layers
 from ttr.kernels.triton.two_slots import run as two_slots
 from ttr.kernels.triton.unit_norm import function as unit_norm
@@ -45,7 +46,14 @@ else:
 
 TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32"}
+POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid")
 # the classes that most have (the first in every way to call it), the widest tiles, float32
 SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2", "add 256 256 2", "erase 128 128 4")
@@ -124,6 +132,17 @@ def norms() -> list[tuple]:
             x = torch.empty(1024, D, dtype=torch.bfloat16)
             unit_norm.launch(unit_norm.unit_norm_kernel, x, x, eps=1e-6)
             unit_norm.launch(unit_norm.unit_norm_gradient_kernel, x, x, x, eps=1e-6)
+    return found
+
+
+def convolutions() -> list[tuple]:
+    """The launches of `short_conv`, forward and backward, of a batch and of a packed row that goes on."""
+    found = []
+    with mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs))):
+        x, weight, history = torch.empty(1, 512, 1024, dtype=torch.bfloat16), torch.empty(1024, 4), torch.empty(8, 3, 1024)
+        for before, places in ((None, None), (history, torch.empty(512, dtype=torch.int64))):
+            short_conv.launch(short_conv.short_conv_kernel, x, weight, before, places, places, x)
+            short_conv.launch(short_conv.short_conv_gradient_kernel, x, weight, before, places, places, x, x, weight)
     return found
 
 
@@ -327,6 +346,8 @@ def main(everything: bool) -> dict:
         add("decode", *launch)
     for launch in norms():
         add("unit norm", *launch)
+    for launch in convolutions():
+        add("short conv", *launch)
     for sizes in MINI_BATCHES:
         for launch in mini_batches(*sizes):
             add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)

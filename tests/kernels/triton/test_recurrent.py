@@ -268,7 +268,8 @@ def test_sizes():
 
 
 def test_where_it_stands_among_the_paths():
-    """Behind torch's closed forms, and `auto` says what it has passed by."""
-    assert list(testing.targets(VARIANTS[2], device="cuda")) == ["chunk", "recurrent", "triton", "definition"]
+    """Before torch's one event at a time, behind its closed forms; `auto` says what it has passed by."""
+    assert list(testing.targets(VARIANTS[2], device="cuda")) == ["chunk", "triton", "recurrent", "definition"]
+    assert ttr.select_path("longhorn", device="cuda")[0] == "triton"
     path, why = ttr.select_path(VARIANTS[2], device="cuda")
     assert path == "chunk" and "; path='triton' would be a Triton kernel, one event at a time" in why

@@ -46,13 +46,14 @@ MECHANISMS = {
 
 
 def check(case: testing.Inputs, bound: float = 1e-5, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-    """Within the bound or, in 16 bits, twice what an ideal run loses there: momentum magnifies what was rounded."""
+    """Within the bound or, in 16 bits, three times what an ideal run loses there, which rounds nothing but the operands of products:
+    momentum magnifies what was rounded (with 0.9 throughout to some percent)."""
     case = in_dtype(case, dtype, device)
     with poisoned():
         got = testing.evaluate(case, "triton")
     exact = testing.evaluate(case.to(torch.float64), {"kind": "chunk", "chunk_size": 16})
     rounded = testing.errors(low_precision.evaluate(case), exact) if dtype.itemsize == 2 else dict.fromkeys(exact, 0.0)
-    testing.assert_close(got, exact, {name: max(bound, 2 * error) for name, error in rounded.items()}, "two slots")
+    testing.assert_close(got, exact, {name: max(bound, 3 * error) for name, error in rounded.items()}, "two slots")
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -53,7 +53,7 @@ def dual(problem: Problem, compile: bool = False) -> tuple[Tensor, State]:
         raise ValueError(f"path: compile={compile!r}, expected true or false")
     if compile and not isinstance(problem.spec.mini_batch, int):
         raise ValueError(f"path: compile=true takes whole mini-batches, which mini_batch={problem.spec.mini_batch!r} never has")
-    positions = problem.state.mini_batch["position"].tolist()
+    positions = problem.positions
     if problem.lengths is None and len(set(positions)) == 1:
         return _together(problem, positions[0], compile)
     parts = []

@@ -60,6 +60,22 @@ def ready(*tensors: Tensor | None) -> list[Any]:
     ]
 
 
+def launched(bound: Callable, x: Tensor, *args: Any) -> None:
+    """bound(x, *args) on the device of x; in the interpreter, on a CPU."""
+    device = x.get_device()
+    if device < 0 or device == torch.cuda.current_device():
+        bound(x, *args)
+    else:
+        with torch.cuda.device(device):  # triton launches on the current one
+            bound(x, *args)
+
+
+def must_be_seen(x: Tensor) -> bool:
+    """Whether somebody follows what happens to x who cannot follow a launch: a vmap (torch.func's, is_grads_batched's), a tracer."""
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x) or torch._C._len_torch_dispatch_stack() > 0
+
+
 def empty_likes(*tensors: Tensor | None) -> list[Tensor]:
     """As kernels make them: contiguous, and none for None."""
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors if x is not None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..launch import Bound
-from ..operators import ready
+from ..operators import launched, must_be_seen, ready
 from ..shapes import ceil_div, power_of_two
 from .kernels import unit_norm_gradient_kernel, unit_norm_kernel
 
@@ -34,8 +34,8 @@ class UnitNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        # a second derivative is wanted, or somebody looks on who must not see a launch (is_grads_batched, a tracer)
-        if torch.is_grad_enabled() or _batched(dy) or torch._C._len_torch_dispatch_stack():
+        # where a second derivative is wanted
+        if torch.is_grad_enabled() or must_be_seen(dy):
             return _gradient(x, dy, ctx.eps), None
         x, dy = ready(x, dy)
         dx = torch.empty_like(x)
@@ -51,22 +51,11 @@ def _gradient(x: Tensor, dy: Tensor, eps: float) -> Tensor:
     return (r * (given - y * (y * given).sum(-1, keepdim=True))).to(x.dtype)
 
 
-def _batched(x: Tensor) -> bool:
-    """Whether a vmap, torch.func's or is_grads_batched's own, runs over it."""
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
-
-
 def launch(kernel: Any, *tensors: Tensor, eps: float) -> None:
     x = tensors[0]
     D, device = x.shape[-1], x.get_device()
     rows = x.numel() // D
-    bound = _bound(kernel, rows, D, x.dtype, device)
-    if device < 0 or device == torch.cuda.current_device():
-        bound(*tensors, rows, eps)
-    else:
-        with torch.cuda.device(device):
-            bound(*tensors, rows, eps)
+    launched(_bound(kernel, rows, D, x.dtype, device), *tensors, rows, eps)
 
 
 @lru_cache(maxsize=1024)

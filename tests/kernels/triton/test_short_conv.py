@@ -1,0 +1,108 @@
+"""The short convolution: the kernels, in the interpreter or on the GPU, against the formula in float64."""
+
+import pytest
+import torch
+
+from ttr.kernels.short_conv import short_conv
+from ttr.kernels.triton.short_conv.function import ShortConv
+from ttr.stages.timeline import Packed, Timeline
+
+# the numbers' own rounding, on results of order one; float32's sums too
+BOUNDS = {torch.float32: 1e-6, torch.float16: 2**-9, torch.bfloat16: 2**-6}
+LENGTHS = [5, 0, 1, 33, 2, 0, 60]
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the rows above run in the interpreter")
+
+
+def kernel(timeline, history):
+    """(x, weight) -> y, straight to the kernels."""
+    places = timeline.places or (None, None)
+    return lambda x, weight: ShortConv.apply(x, weight, history, *places, lambda x, weight: timeline.weighed(x, weight, history))
+
+
+def given(T: int, D: int, K: int, device: str, dtype=torch.float32, packed=False, started=True):
+    """A timeline, x, weight, history and an upstream gradient."""
+    generator = torch.Generator().manual_seed(T + D + K)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    if packed:
+        bounds = torch.tensor([0, *LENGTHS], device=device).cumsum(0)
+        timeline, B, T = Packed(bounds), 1, sum(LENGTHS)
+    else:
+        timeline, B = Timeline(2), 2
+    history = normal(timeline.n_sequences, K - 1, D) if started else None
+    return timeline, normal(B, T, D), normal(D, K) / K, history, normal(B, T, D)
+
+
+def check(timeline, x, weight, history, dy, function=None) -> None:
+    function = function or kernel(timeline, history)
+    leaves = [t.detach().requires_grad_() for t in (x, weight)]
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    y, expected = function(*leaves), timeline.weighed(*exact, None if history is None else history.double())
+    bound = BOUNDS[x.dtype]
+    assert y.dtype == x.dtype and (y - expected).abs().max() <= bound * expected.abs().max()
+    for got, right in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, exact, dy.double()), strict=True):
+        assert got.dtype == x.dtype and (got - right).abs().max() <= bound * right.abs().max()
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize(("T", "D", "K"), [(1, 5, 4), (2, 16, 4), (33, 24, 3), (300, 8, 2), (40, 130, 5)])
+def test_value_and_gradient(T, D, K, started, device):
+    check(*given(T, D, K, device, started=started))
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_packed(started, device):
+    check(*given(0, 24, 4, device, packed=True, started=started))
+
+
+def test_nothing_passes_from_one_sequence_to_another(device):
+    timeline, x, weight, history, _ = given(0, 8, 4, device, packed=True)
+    x[:, 6:39] = float("nan")  # the sequence of 33 tokens
+    y = kernel(timeline, history)(x, weight)
+    assert torch.isfinite(y[:, :6]).all() and torch.isfinite(y[:, 39:]).all()
+
+
+def test_the_second_derivative_is_the_formulas(device):
+    timeline, x, weight, history, _ = given(9, 8, 4, device)
+
+    def twice(function):
+        leaves = [t.detach().requires_grad_() for t in (x, weight)]
+        first = torch.autograd.grad(function(*leaves).pow(3).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    torch.testing.assert_close(twice(kernel(timeline, history)), twice(lambda x, w: timeline.weighed(x, w, history)), rtol=1e-4, atol=1e-4)
+
+
+def test_batched_gradients_are_the_formulas(device):
+    """is_grads_batched runs backward under vmap, on tensors that no kernel can be given."""
+    timeline, x, weight, history, _ = given(9, 8, 4, device)
+    x.requires_grad_()
+    upstream = torch.randn(3, *x.shape, device=device)
+    (batched,) = torch.autograd.grad(kernel(timeline, history)(x, weight), x, upstream, is_grads_batched=True)
+    each = torch.stack([torch.autograd.grad(kernel(timeline, history)(x, weight), x, dy)[0] for dy in upstream])
+    torch.testing.assert_close(batched, each, rtol=1e-5, atol=1e-5)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_dtype_on_a_gpu(packed, dtype):
+    timeline, x, weight, history, dy = given(2000, 1024, 4, "cuda", dtype, packed)
+    check(timeline, x, weight, history, dy, lambda x, weight: timeline.convolve(x, weight, history)[0])
+
+
+@on_a_gpu
+def test_eager_calls_on_a_gpu_take_the_kernel_and_others_the_formula():
+    timeline, x, weight, history, _ = given(9, 8, 4, "cuda")
+    x.requires_grad_()
+
+    def name(x, weight, history):
+        return type(short_conv(x, weight, history, lambda x, w: timeline.weighed(x, w, history)).grad_fn).__name__
+
+    assert "ShortConv" in name(x, weight, history)
+    assert "ShortConv" not in name(x.double(), weight.double(), history.double())
+    assert "ShortConv" not in name(x, weight, history.requires_grad_())
+    compiled = torch.compile(lambda x: timeline.convolve(x, weight, history)[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), timeline.convolve(x, weight, history)[0])

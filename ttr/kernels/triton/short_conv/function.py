@@ -1,0 +1,69 @@
+"""The kernels as a differentiable function."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..launch import Bound
+from ..operators import launched, must_be_seen, ready
+from ..shapes import ceil_div, power_of_two
+from .kernels import short_conv_gradient_kernel, short_conv_kernel
+
+ROWS, STEPS, WIDEST, WARPS = 32, 8, 128, 4  # tokens of a tile, tiles of a program of backward, channels of a tile
+
+
+class ShortConv(torch.autograd.Function):
+    """(x: [B, T, D], weight: [D, K], history: [N, K - 1, D] or None, sequence, index, formula) -> y: [B, T, D] in x's dtype.
+
+    sequence, index: of a packed row [1, T, D], each token's sequence and place in it; else None. formula: (x, weight) -> y in
+    torch's own operations, for derivatives of backward. No gradient goes to the history.
+    """
+
+    @staticmethod
+    def forward(x, weight, history, sequence, index, formula):
+        x, weight, history = ready(x, weight, history)
+        y = torch.empty_like(x)
+        launch(short_conv_kernel, x, weight, history, sequence, index, y)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.formula = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, history, sequence, index = ctx.saved_tensors
+        if torch.is_grad_enabled() or must_be_seen(dy):
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                given = x if again else x.detach().requires_grad_(), weight if again else weight.detach().requires_grad_()
+                needed = [one for one, wanted in zip(given, ctx.needs_input_grad, strict=False) if wanted]
+                got = iter(torch.autograd.grad(ctx.formula(*given), needed, dy, create_graph=again))
+            return *(next(got) if wanted else None for wanted in ctx.needs_input_grad[:2]), None, None, None, None
+        x, weight, history, dy = ready(x, weight, history, dy)
+        parts = ceil_div(x.shape[0] * x.shape[1], ROWS * STEPS)
+        dx, dweight = torch.empty_like(x), x.new_empty((parts, weight.shape[1], weight.shape[0]), dtype=torch.float32)
+        launch(short_conv_gradient_kernel, x, weight, history, sequence, index, dy, dx, dweight)
+        return dx, dweight.sum(0).t().to(weight.dtype), None, None, None, None
+
+
+def launch(kernel: Any, x: Tensor, weight: Tensor, *rest: Tensor | None) -> None:
+    B, T, D = x.shape
+    backward = kernel is short_conv_gradient_kernel
+    types = x.dtype, weight.dtype, rest[0] is None, x.get_device()
+    bound = _bound(kernel, B * T, D, weight.shape[1], rest[1] is not None, STEPS if backward else 1, types)
+    launched(bound, x, weight, *rest, B * T, T)
+
+
+@lru_cache(maxsize=1024)
+def _bound(kernel: Any, total: int, D: int, K: int, packed: bool, steps: int, types: tuple) -> Bound:
+    """types: for each of which a bound kernel is another one."""
+    block = min(WIDEST, power_of_two(D))
+    more = {"STEPS": steps} if steps > 1 else {}
+    grid = ceil_div(total, ROWS * steps), ceil_div(D, block)
+    return kernel.bind(grid, WARPS, D=D, K=K, PACKED=packed, ROWS=ROWS, BLOCK=block, **more)
