@@ -68,7 +68,7 @@ def forward_kernel(
     if start is not None:
         z0 = load_block(start + place, keys, values, DK, DV)
         z1 = load_block(start + place + DK * DV, keys, values, DK, DV)
-    for chunk in range(chunks):
+    for chunk in tl.range(chunks, disable_licm=True):
         here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
         key = keys_.load([chunk * C, 0])
         e = values_.load([chunk * C, tile * BV])

@@ -9,7 +9,14 @@ from .levels import levels_of, load_column, load_look, load_read, masks
 
 
 @triton.jit
-def store_sums(here, row, by_first, by_second, t, C: tl.constexpr):
+def added(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def store_sums(here, row, first, second, t, C: tl.constexpr, AXIS: tl.constexpr):
+    """Both are summed in one go: warps wait for each other once."""
+    by_first, by_second = tl.reduce((first, second), AXIS, added)
     tl.store(here + row * C + t, by_first)
     tl.store(here + (row + 1) * C + t, by_second)
 
@@ -62,13 +69,13 @@ def pairs_kernel(
         x = tl.where(across, dread, 0.0)
         r0, r1 = load_read(here, level, t, C)
         c0, c1 = load_column(here, level, t, C)
-        store_sums(given, 6 * level + 2, tl.sum(x * c0[None, :], 1), tl.sum(x * c1[None, :], 1), t, C)
+        store_sums(given, 6 * level + 2, x * c0[None, :], x * c1[None, :], t, C, 1)
         x0 = x * r0[:, None]
         x1 = x * r1[:, None]
         if ERASE:
             l0, l1 = load_look(here, level, t, C)
             x = tl.where(across, dlook, 0.0)
-            store_sums(given, 6 * level, tl.sum(x * c0[None, :], 1), tl.sum(x * c1[None, :], 1), t, C)
+            store_sums(given, 6 * level, x * c0[None, :], x * c1[None, :], t, C, 1)
             x0 += x * l0[:, None]
             x1 += x * l1[:, None]
-        store_sums(given, 6 * level + 4, tl.sum(x0, 0), tl.sum(x1, 0), t, C)
+        store_sums(given, 6 * level + 4, x0, x1, t, C, 0)

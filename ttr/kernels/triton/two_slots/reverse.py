@@ -41,7 +41,7 @@ def reverse_kernel(
     if last_gradient is not None:
         d0 = load_block(last_gradient + place, keys, values, DK, DV)
         d1 = load_block(last_gradient + place + DK * DV, keys, values, DK, DV)
-    for step in range(chunks):
+    for step in tl.range(chunks, disable_licm=True):
         chunk = chunks - 1 - step
         here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
         key = keys_.load([chunk * C, 0])

@@ -51,7 +51,7 @@ def tokens_kernel(
     p01 = p00
     p10 = p00
     p11 = p00
-    for channel in range(0, DK, BK):
+    for channel in tl.range(0, DK, BK, disable_licm=True):
         keys = channel + tl.arange(0, BK)
         query = load_rows(q + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
         key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
