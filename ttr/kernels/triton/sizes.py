@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ...objectives import slopes
 from .eligible import DTYPES, by_channel, interpreted, pad_of, why_not_chunks
 
 LARGEST = 256  # channels of a head
@@ -37,32 +36,20 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
         return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
     if dv is not None and dv + pad_of(spec, dv) > largest:
         return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
-    if dtype is not None and dtype.itemsize == 2 and not interpreted():
-        return _why_not_run(spec, dtype, dk, dv, deep)
+    if deep and dtype is not None and dtype.itemsize == 2 and not interpreted():
+        return _why_not_run(spec, dtype, dk, dv)
     return None
 
 
-def _why_not_run(spec, dtype: torch.dtype, dk: int | None, dv: int | None, deep: bool) -> str | None:
-    """In 16 bits Triton 3.6 compiles some tiles to wrong numbers on Hopper: kernels are taken at the sizes that were run there."""
-    by_key = spec.regressor.family == "trained" and spec.mini_batch == 1 and by_channel(spec)
-    if by_key:
-        step = spec.signals().get("step")
-        own_keys = spec.separate_write_key or (step is not None and step.per == "key")
-        if own_keys or slopes(spec.objective, 3)[0]:
-            return (
-                f"a gate of every key channel's own with a delta rule, or keys to write with, in {dtype}: Triton 3.6 compiled the kernels "
-                "for strong gates to wrong numbers in tiles of 16 channels, and in tiles of 64 no GPU has run them; choose torch.float32"
-            )
-    if deep and spec.mini_batch not in (16, 64):
+def _why_not_run(spec, dtype: torch.dtype, dk: int | None, dv: int | None) -> str | None:
+    """In 16 bits Triton 3.6 compiles tiles narrower than 64 to wrong numbers or addresses on Hopper, and two layers have such."""
+    if spec.mini_batch not in (16, 64):
         tokens = f"optimizer.mini_batch={spec.mini_batch} in {dtype}"
         return f"{tokens}: on two layers the kernels have been run with 16 and 64 tokens; choose those, or torch.float32"
     if dk is None or dv is None:
         return None
-    heads = f"dk={dk}, dv={dv} in {dtype}"
-    if deep and (dk, dv) != (64, 64):
-        return f"{heads}: on two layers the kernels have been run with heads of 64 alone; choose those, or torch.float32"
-    if deep and next(iter(spec.regressor.state_shapes(dk, dv).values()))[1] % 64:
+    if (dk, dv) != (64, 64):
+        return f"dk={dk}, dv={dv} in {dtype}: on two layers the kernels are right with heads of 64 alone; choose those, or torch.float32"
+    if next(iter(spec.regressor.state_shapes(dk, dv).values()))[1] % 64:
         return f"regressor {spec.regressor.kind!r} has hidden units that are no multiple of 64 in {dtype}; choose one, or torch.float32"
-    if by_key and (dk, dv) not in ((64, 64), (128, 128)):
-        return f"{heads}: with a decay a channel the kernels have been run with heads of 64 and of 128; choose those, or torch.float32"
     return None
