@@ -141,6 +141,7 @@ def gradients_kernel(
         adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
         adder = (adder.to(tl.float32) * power(-G)).to(operand)
 
+    net = tl.zeros([C, BK], tl.float32)
     reading = taker(t, READ_BEFORE)
     y = reading[:, None]
     x = through_state(do + head * DV, states, token, reading, reading < count, channels, HV, DK, DV, BK, BV, PRECISION)
@@ -151,7 +152,8 @@ def gradients_kernel(
     up = power(taken_from(anew(G, 1), middle, t, READ_BEFORE))
     reader = load_rows(q + own, token, reading, reading < count, channels, H * DK, DK, BK)
     reader = (reader.to(tl.float32) * up).to(operand)
-    net = felt(reader.to(tl.float32) * x, t, READ_BEFORE)
+    if N > 0:
+        net += felt(reader.to(tl.float32) * x, t, READ_BEFORE)
     store_rows(dq + head * DK, token, x * up, reading, reading < count, channels, HV * DK, DK, BK)
 
     if ERASE:
@@ -165,7 +167,8 @@ def gradients_kernel(
         up = power(taken_from(anew(G, 2), middle, t, LOOK_BEFORE))
         looker = load_rows(k + own, token, looking, looking < count, channels, H * DK, DK, BK)
         looker = (looker.to(tl.float32) * up).to(operand)
-        net += felt(looker.to(tl.float32) * x, t, LOOK_BEFORE)
+        if N > 0:
+            net += felt(looker.to(tl.float32) * x, t, LOOK_BEFORE)
         store_rows(dk + head * DK, token, x * up, looking, looking < count, channels, HV * DK, DK, BK)
         tl.debug_barrier()  # read below, in other rows
 
@@ -178,7 +181,8 @@ def gradients_kernel(
     x = tl.dot(load_pairs(reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
     if ERASE:
         x = tl.dot(load_pairs(looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
-    net -= rounded * x
+    if N > 0:
+        net -= rounded * x
     x *= down
     if BY_CHANNEL:
         store_rows(dweight + head * DK, token, key * x, t, valid, channels, HV * DK, DK, BK)
