@@ -77,7 +77,7 @@ def middle_of(G, t, C: tl.constexpr):
 
 @triton.jit
 def halves(x, t):
-    """The log2 decays of each half of a chunk summed, [1, BLOCK]: of the tokens themselves, for G's lie in the registers of all warps."""
+    """The log2 decays of each half of a chunk summed, [1, BLOCK]: made of the tokens, not of G, which costs more."""
     early = (t < t.shape[0] // 2)[:, None]
     return tl.sum(tl.where(early, x, 0.0), 0)[None, :], tl.sum(tl.where(early, 0.0, x), 0)[None, :]
 

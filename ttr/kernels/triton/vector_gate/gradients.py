@@ -57,14 +57,14 @@ def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK:
 
 @triton.jit
 def store_decay_gradient(dlog_decay, token, t, valid, channels, net, onward, operand: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr):
-    """net: by token what is taken less what is written. onward: added to what is left of it from each token on."""
+    """net: by token, what is taken less what is written. onward: what is added to its sum from each token on."""
     later = added_up(t[:, None] <= t[None, :], net, tl.bfloat16 if operand == tl.bfloat16 else tl.float32)
     store_rows(dlog_decay, token, later + onward, t, valid, channels, HV * DK, DK, net.shape[1])
 
 
 @triton.jit
 def anew(x, NUMBER: tl.constexpr):
-    """x, but the compiler does not know: what is made of it is made once more, where it would be held in registers."""
+    """x, which the compiler does not know: what is made of it is made once more rather than held. NUMBER: another for each use."""
     return x + NUMBER * 1e-38
 
 
@@ -152,7 +152,7 @@ def gradients_kernel(
     up = power(taken_from(anew(G, 1), middle, t, READ_BEFORE))
     reader = load_rows(q + own, token, reading, reading < count, channels, H * DK, DK, BK)
     reader = (reader.to(tl.float32) * up).to(operand)
-    if N > 0:
+    if N > 0:  # always, but it has the compiler multiply here, and not where the product is used, with both factors held until then
         net += felt(reader.to(tl.float32) * x, t, READ_BEFORE)
     store_rows(dq + head * DK, token, x * up, reading, reading < count, channels, HV * DK, DK, BK)
 
@@ -173,37 +173,37 @@ def gradients_kernel(
         tl.debug_barrier()  # read below, in other rows
 
     x = through_state(error + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * power(rest)
-    down = power(-anew(G, 3))
-    key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
+    key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
     b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
-    rounded = (key * b * down).to(operand).to(tl.float32)
-    onward = tl.sum(rounded * x, 0)[None, :]
+    writer = (key.to(tl.float32) * b * power(-anew(G, 3))).to(operand)
+    onward = tl.sum(writer.to(tl.float32) * x, 0)[None, :]
     x = tl.dot(load_pairs(reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
     if ERASE:
         x = tl.dot(load_pairs(looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
-    if N > 0:
-        net -= rounded * x
-    x *= down
-    if BY_CHANNEL:
-        store_rows(dweight + head * DK, token, key * x, t, valid, channels, HV * DK, DK, BK)
-    elif WEIGHTED:
-        at = dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
-        tl.store(at, tl.sum(key * x, 1), mask=valid)
-    x *= b
-    if ERASE:
-        x += load_rows(dk + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
-    store_rows(dk + head * DK, token, x, t, valid, channels, HV * DK, DK, BK)
+    if N > 0:  # what comes of key and weight is loaded anew in here
+        net -= writer.to(tl.float32) * x
+        x *= power(-anew(G, 5))
+        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
+        if BY_CHANNEL:
+            store_rows(dweight + head * DK, token, key.to(tl.float32) * x, t, valid, channels, HV * DK, DK, BK)
+        elif WEIGHTED:
+            at = dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
+            tl.store(at, tl.sum(key.to(tl.float32) * x, 1), mask=valid)
+        x *= load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
+        if ERASE:
+            x += load_rows(dk + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
+        store_rows(dk + head * DK, token, x, t, valid, channels, HV * DK, DK, BK)
 
     if ADDED:
         x = through_state(v + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * power(anew(rest, 1))
-        down = power(-anew(G, 4))
-        adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
-        adder = (adder * down).to(operand).to(tl.float32)
-        onward += tl.sum(adder * x, 0)[None, :]
+        adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
+        adder = (adder.to(tl.float32) * power(-anew(G, 4))).to(operand)
+        onward += tl.sum(adder.to(tl.float32) * x, 0)[None, :]
         x = tl.dot(load_pairs(added_reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
         x = tl.dot(load_pairs(added_looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
-        net -= adder * x
-        store_rows(dp + head * DK, token, x * down, t, valid, channels, HV * DK, DK, BK)
+        if N > 0:
+            net -= adder.to(tl.float32) * x
+        store_rows(dp + head * DK, token, x * power(-anew(G, 6)), t, valid, channels, HV * DK, DK, BK)
     if LEARNED:
         onward += passing(states, gradients, channels, DK, DV, BK) * power(middle + rest)
         store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net, onward, operand, HV, DK)
