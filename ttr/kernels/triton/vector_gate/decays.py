@@ -88,8 +88,11 @@ def from_middle(x, middle, t, WIDE: tl.constexpr):
     if WIDE:
         return tl.cumsum(x, 0) - middle
     else:
-        upto = tl.where(t[:, None] >= t[None, :], 1.0, 0.0) - tl.where(t < t.shape[0] // 2, 1.0, 0.0)[None, :]
-        upto = upto.to(tl.float16)
+        i = t[:, None]
+        j = t[None, :]
+        one = tl.full([1, 1], 1.0, tl.float16)  # converting a whole matrix of them takes time
+        none = tl.zeros([1, 1], tl.float16)
+        upto = tl.where(j < t.shape[0] // 2, tl.where(i < j, -one, none), tl.where(i >= j, one, none))
         high = x.to(tl.float16)
         return tl.dot(upto, (x - high.to(tl.float32)).to(tl.float16), acc=tl.dot(upto, high))
 
