@@ -76,6 +76,28 @@ def middle_of(G, t, C: tl.constexpr):
 
 
 @triton.jit
+def halves(x, t):
+    """The log2 decays of each half of a chunk summed, [1, BLOCK]: made of the tokens, not of G, which costs more."""
+    early = (t < t.shape[0] // 2)[:, None]
+    return tl.sum(tl.where(early, x, 0.0), 0)[None, :], tl.sum(tl.where(early, 0.0, x), 0)[None, :]
+
+
+@triton.jit
+def from_middle(x, middle, t, WIDE: tl.constexpr):
+    """The log2 decays of a chunk summed up to and with each token, [C, BLOCK], less the first of its `halves`."""
+    if WIDE:
+        return tl.cumsum(x, 0) - middle
+    else:
+        i = t[:, None]
+        j = t[None, :]
+        one = tl.full([1, 1], 1.0, tl.float16)  # converting a whole matrix of them takes time
+        none = tl.zeros([1, 1], tl.float16)
+        upto = tl.where(j < t.shape[0] // 2, tl.where(i < j, -one, none), tl.where(i >= j, one, none))
+        high = x.to(tl.float16)
+        return tl.dot(upto, (x - high.to(tl.float32)).to(tl.float16), acc=tl.dot(upto, high))
+
+
+@triton.jit
 def power(exponent):
     """2^exponent in float32."""
     return tl.exp2(exponent.to(tl.float32))

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_rows, locate, sequence, store_rows
-from .decays import added_up, load_decays, load_weights, middle_of, power, summed
+from ..tiles import load_block, load_rows, locate, sequence, store_rows
+from .decays import added_up, from_middle, halves, load_decays, load_weights, power
 from .rounds import load_pairs
 
 
@@ -38,29 +38,61 @@ def through_state(
 
 
 @triton.jit
-def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
-    """<S, D> over the values, [1, BK]."""
-    total = tl.zeros([BK], tl.float32)
-    for start in range(0, DV, 16):
-        values = start + tl.arange(0, 16)
-        state = load_transposed(states, channels, values, DK, DV).to(tl.float32)
-        total += tl.sum(state * load_transposed(gradients, channels, values, DK, DV).to(tl.float32), 0)
-    return total[None, :]
-
-
-@triton.jit
 def load_transposed(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
     """A tile of a [dk, dv] state, [values, keys]."""
     return tl.load(base + keys[None, :] * DV + values[:, None], mask=(keys < DK)[None, :] & (values < DV)[:, None], other=0.0)
 
 
 @triton.jit
-def store_decay_gradient(
-    dlog_decay, token, t, valid, channels, net, hidden, onward, operand: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr
-):
-    """net: by token what is taken less what is written; hidden: what is taken that the token's own decay never saw. onward: [1, BK]."""
+def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
+    """<S, D> over the values, [1, BK]."""
+    total = tl.zeros([BK, 64], tl.float32)
+    for start in range(0, DV, 64):
+        values = start + tl.arange(0, 64)
+        total += load_block(states, channels, values, DK, DV).to(tl.float32) * load_block(gradients, channels, values, DK, DV).to(
+            tl.float32
+        )
+    return tl.sum(total, 1)[None, :]
+
+
+@triton.jit
+def store_decay_gradient(dlog_decay, token, t, valid, channels, net, onward, operand: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr):
+    """net: by token, what is taken less what is written. onward: what is added to its sum from each token on."""
     later = added_up(t[:, None] <= t[None, :], net, tl.bfloat16 if operand == tl.bfloat16 else tl.float32)
-    store_rows(dlog_decay, token, later - hidden + onward, t, valid, channels, HV * DK, DK, net.shape[1])
+    store_rows(dlog_decay, token, later + onward, t, valid, channels, HV * DK, DK, net.shape[1])
+
+
+@triton.jit
+def anew(x, NUMBER: tl.constexpr):
+    """x, which the compiler does not know: what is made of it is made once more rather than held. NUMBER: another for each use."""
+    return x + NUMBER * 1e-38
+
+
+@triton.jit
+def taker(t, BEFORE: tl.constexpr):
+    """The token that takes in row t. BEFORE its decay: the next, which sees what row t has decayed to; the first comes last."""
+    if BEFORE:
+        return (t + 1) % t.shape[0]
+    else:
+        return t
+
+
+@triton.jit
+def taken_from(G, middle, t, BEFORE: tl.constexpr):
+    """The log2 decays, from the middle, that a row's taker sees."""
+    if BEFORE:
+        return tl.where((t == t.shape[0] - 1)[:, None], -middle, G)
+    else:
+        return G
+
+
+@triton.jit
+def felt(x, t, BEFORE: tl.constexpr):
+    """What is taken, [C, BLOCK], less what no decay of the chunk has touched: the first token's, BEFORE its decay."""
+    if BEFORE:
+        return tl.where((t == t.shape[0] - 1)[:, None], 0.0, x)
+    else:
+        return x
 
 
 @kernel("N T tokens scale weight_stride")
@@ -99,72 +131,79 @@ def gradients_kernel(
     gradients += slot * DK * DV
 
     x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
-    G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
-    read = before if READ_BEFORE else G
-    look = before if LOOK_BEFORE else G
-    middle = middle_of(G, t, C)
-    back = power(middle)
-    ahead = power(whole - middle)
-    down = power(middle - G)
+    middle, rest = halves(x, t)
+    G = from_middle(x, middle, t, WIDE)
     key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
     operand: tl.constexpr = key.dtype
     b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
-    writer = (key.to(tl.float32) * b * down).to(operand)
+    writer = (key.to(tl.float32) * b * power(-G)).to(operand)
     if ADDED:
         adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
-        adder = (adder.to(tl.float32) * down).to(operand)
+        adder = (adder.to(tl.float32) * power(-G)).to(operand)
 
-    up = power(read - middle)
-    reader = load_rows(q + own, token, t, valid, channels, H * DK, DK, BK)
+    net = tl.zeros([C, BK], tl.float32)
+    reading = taker(t, READ_BEFORE)
+    y = reading[:, None]
+    x = through_state(do + head * DV, states, token, reading, reading < count, channels, HV, DK, DV, BK, BV, PRECISION)
+    x *= power(middle) * scale
+    x = tl.dot(load_pairs(reads + place, y, j, count, STRIDE), writer, acc=x, input_precision=PRECISION)
+    if ADDED:
+        x = tl.dot(load_pairs(added_reads + place, y, j, count, STRIDE), adder, acc=x, input_precision=PRECISION)
+    up = power(taken_from(anew(G, 1), middle, t, READ_BEFORE))
+    reader = load_rows(q + own, token, reading, reading < count, channels, H * DK, DK, BK)
     reader = (reader.to(tl.float32) * up).to(operand)
-    x = through_state(do + head * DV, states, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * (back * scale)
-    x = tl.dot(load_pairs(reads + place, i, j, count, STRIDE), writer, acc=x, input_precision=PRECISION)
-    if ADDED:
-        x = tl.dot(load_pairs(added_reads + place, i, j, count, STRIDE), adder, acc=x, input_precision=PRECISION)
-    store_rows(dq + head * DK, token, x * up, t, valid, channels, HV * DK, DK, BK)
-    net = reader.to(tl.float32) * x
-    hidden = tl.zeros([C, BK], tl.float32)
-    if READ_BEFORE:
-        hidden += net
+    if N > 0:  # always, but it has the compiler multiply here, and not where the product is used, with both factors held until then
+        net += felt(reader.to(tl.float32) * x, t, READ_BEFORE)
+    store_rows(dq + head * DK, token, x * up, reading, reading < count, channels, HV * DK, DK, BK)
 
-    dx = tl.zeros([C, BK], tl.float32)
     if ERASE:
-        up = power(look - middle)
-        looker = (key.to(tl.float32) * up).to(operand)
-        x = through_state(derror + head * DV, states, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * -back
-        x = tl.dot(load_pairs(looks + place, i, j, count, STRIDE), writer, acc=x, input_precision=PRECISION)
+        looking = taker(t, LOOK_BEFORE)
+        y = looking[:, None]
+        x = through_state(derror + head * DV, states, token, looking, looking < count, channels, HV, DK, DV, BK, BV, PRECISION)
+        x *= -power(anew(middle, 1))
+        x = tl.dot(load_pairs(looks + place, y, j, count, STRIDE), writer, acc=x, input_precision=PRECISION)
         if ADDED:
-            x = tl.dot(load_pairs(added_looks + place, i, j, count, STRIDE), adder, acc=x, input_precision=PRECISION)
-        looked = looker.to(tl.float32) * x
-        net += looked
-        if LOOK_BEFORE:
-            hidden += looked
-        dx = x * up
+            x = tl.dot(load_pairs(added_looks + place, y, j, count, STRIDE), adder, acc=x, input_precision=PRECISION)
+        up = power(taken_from(anew(G, 2), middle, t, LOOK_BEFORE))
+        looker = load_rows(k + own, token, looking, looking < count, channels, H * DK, DK, BK)
+        looker = (looker.to(tl.float32) * up).to(operand)
+        if N > 0:
+            net += felt(looker.to(tl.float32) * x, t, LOOK_BEFORE)
+        store_rows(dk + head * DK, token, x * up, looking, looking < count, channels, HV * DK, DK, BK)
+        tl.debug_barrier()  # read below, in other rows
 
-    x = through_state(error + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * ahead
+    x = through_state(error + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * power(rest)
+    key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
+    b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
+    writer = (key.to(tl.float32) * b * power(-anew(G, 3))).to(operand)
     onward = tl.sum(writer.to(tl.float32) * x, 0)[None, :]
-    x = tl.dot(load_pairs(reads + place, j, i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
+    x = tl.dot(load_pairs(reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
     if ERASE:
-        x = tl.dot(load_pairs(looks + place, j, i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
-    net -= writer.to(tl.float32) * x
-    x *= down
-    if BY_CHANNEL:
+        x = tl.dot(load_pairs(looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
+    if N > 0:  # what comes of key and weight is loaded anew in here
+        net -= writer.to(tl.float32) * x
+        x *= power(-anew(G, 5))
         key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
-        store_rows(dweight + head * DK, token, key.to(tl.float32) * x, t, valid, channels, HV * DK, DK, BK)
-    elif WEIGHTED:
-        at = dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
-        tl.store(at, tl.sum(key.to(tl.float32) * x, 1), mask=valid)
-    if BY_CHANNEL:  # once more, rather than held
-        b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
-    dx += b * x
-    store_rows(dk + head * DK, token, dx, t, valid, channels, HV * DK, DK, BK)
+        if BY_CHANNEL:
+            store_rows(dweight + head * DK, token, key.to(tl.float32) * x, t, valid, channels, HV * DK, DK, BK)
+        elif WEIGHTED:
+            at = dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head
+            tl.store(at, tl.sum(key.to(tl.float32) * x, 1), mask=valid)
+        x *= load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
+        if ERASE:
+            x += load_rows(dk + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
+        store_rows(dk + head * DK, token, x, t, valid, channels, HV * DK, DK, BK)
+
     if ADDED:
-        x = through_state(v + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * ahead
+        x = through_state(v + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * power(anew(rest, 1))
+        adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
+        adder = (adder.to(tl.float32) * power(-anew(G, 4))).to(operand)
         onward += tl.sum(adder.to(tl.float32) * x, 0)[None, :]
-        x = tl.dot(load_pairs(added_reads + place, j, i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
-        x = tl.dot(load_pairs(added_looks + place, j, i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
-        net -= adder.to(tl.float32) * x
-        store_rows(dp + head * DK, token, x * down, t, valid, channels, HV * DK, DK, BK)
+        x = tl.dot(load_pairs(added_reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
+        x = tl.dot(load_pairs(added_looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
+        if N > 0:
+            net -= adder.to(tl.float32) * x
+        store_rows(dp + head * DK, token, x * power(-anew(G, 6)), t, valid, channels, HV * DK, DK, BK)
     if LEARNED:
-        onward += passing(states, gradients, channels, DK, DV, BK) * power(whole)
-        store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net, hidden, onward, operand, HV, DK)
+        onward += passing(states, gradients, channels, DK, DV, BK) * power(middle + rest)
+        store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net, onward, operand, HV, DK)

@@ -120,6 +120,6 @@ def gradients_far_kernel(
                     store_rows(dp + head * DK, token, x, t, valid, channels, HV * DK, DK, BK)
                 if LEARNED:
                     onward += passing(before_it, behind_it, channels, DK, DV, BK) * power(whole)
-                    store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net + hidden, hidden, onward, operand, HV, DK)
+                    store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net + hidden, onward - hidden, operand, HV, DK)
             if WEIGHTED and not BY_CHANNEL:
                 tl.store(dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head, db, mask=valid)

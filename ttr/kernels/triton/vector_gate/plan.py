@@ -68,7 +68,7 @@ class Plan:
         self.least = NARROWEST if kind.dtype.itemsize == 2 else 16  # channels of a tile
         self.key_tile = self.tile(config.gradients.tile, s.dk)
         self.key_tiles = ceil_div(s.dk, self.key_tile)
-        self.value_tile = self.tile(128 if kind.dtype.itemsize == 2 else 32, s.dv)  # of a state, in gradients
+        self.value_tile = self.tile(NARROWEST if kind.dtype.itemsize == 2 else 32, s.dv)  # of a state, in gradients
         self.kept, self.made = saved(s, kind.dtype, rule.erase, config, kind.room, save), Layout(self._made())
         self.numbers = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.tile(power_of_two(s.dk), s.dk), "C": config.chunk, "ERASE": rule.erase,
