@@ -37,14 +37,6 @@ def load_weights(
 
 
 @triton.jit
-def is_far(x, t, C: tl.constexpr, REACH: tl.constexpr):
-    """1 if some channel goes further than 2^REACH in one half of the chunk."""
-    early = tl.sum(tl.where((t < C // 2)[:, None], x, 0.0), 0)
-    late = tl.sum(tl.where((t < C // 2)[:, None], 0.0, x), 0)
-    return tl.max(((early < -REACH) | (late < -REACH)).to(tl.int32), 0)
-
-
-@triton.jit
 def added_up(which, x, part: tl.constexpr):
     """which @ x for a matrix of yes and no and one of float32, as a product: of two parts of x where those have 16 bits."""
     which = tl.where(which, 1.0, 0.0).to(part)
@@ -99,8 +91,8 @@ def in_order(x):
 @triton.jit
 def around_middle(x, REACH: tl.constexpr):
     """Log2 decays in `order` summed from the chunk's middle on, so that what lies before it is above 0: up to and with each token
-    and before it, [C, BLOCK]; summed over the first half and over the second, [1, BLOCK]; which channels are far (`is_far`), whose
-    sums from the middle are 0.
+    and before it, [C, BLOCK]; summed over the first half and over the second, [1, BLOCK]; which channels are far: in one of the halves
+    further than 2^REACH. Their sums from the middle are 0.
     """
     C: tl.constexpr = x.shape[0]
     BLOCK: tl.constexpr = x.shape[1]

@@ -61,12 +61,16 @@ def store_looks(
 
 @triton.jit
 def near_pairs(
-    q, k, p, log_decay, weight, b, queries, decayed, columns, left, token, head, t, valid, scale,
-    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, ADDING: tl.constexpr, LOOKS: tl.constexpr,
-    DECAYED: tl.constexpr, BY_CHANNEL: tl.constexpr,
-    LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, columns, log_decay, weight, b, queries, decayed, writes, left, token, head, t, valid, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, FIRST: tl.constexpr, LOOKS: tl.constexpr,
+    DECAYED: tl.constexpr, BY_CHANNEL: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, WIDE: tl.constexpr,
+    PER_TOKEN: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    C: tl.constexpr = t.shape[0]
+    """What meets the columns, before any mask: reads and, with LOOKS, looks, [C, C] each; and whether the chunk is far.
+
+    t: tokens in `order`. columns: keys, times b a token or BY_CHANNEL `weight`; decayed to the chunk's end they are `writes`. FIRST of
+    the kinds of columns also makes queries and left, and with DECAYED x 2^G. q, k, columns: of their key head; left: of the chunk.
+    """
     pairs = tl.zeros([C, C], tl.float32)
     look_pairs = tl.zeros([C, C], tl.float32)
     strayed = tl.zeros([1, BK], tl.int32)
@@ -76,34 +80,28 @@ def near_pairs(
         x = load_decays(log_decay + at + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
         key = load_rows(k + at, token, t, valid, channels, H * DK, DK, BK)
         query = load_rows(q + at, token, t, valid, channels, H * DK, DK, BK)
+        column = load_rows(columns + at, token, t, valid, channels, H * DK, DK, BK)
+        factor = load_rows(weight + at + head * DK, token, t, valid, channels, HV * DK, DK, BK) if BY_CHANNEL else b[:, None]
         operand: tl.constexpr = query.dtype
-        if ADDING:
-            column = load_rows(p + at, token, t, valid, channels, H * DK, DK, BK)
-        elif BY_CHANNEL:
-            column = load_rows(weight + at + head * DK, token, t, valid, channels, HV * DK, DK, BK)
-        else:
-            column = b[:, None]
         G, before, first, second, far = around_middle(x, REACH)
         strayed |= far.to(tl.int32)
         start_factor = power(first)
         end_factor = power(second)
-        if DECAYED or LOOKS or ADDING:
+        if DECAYED or LOOKS:
             looked = key.to(tl.float32) * power(before if LOOK_BEFORE else G)
             looker = in_order(looked).to(operand)
         if DECAYED:
             store_rows(decayed + at + head * DK, token, looked * start_factor, t, valid, channels, HV * DK, DK, BK)
         query = query.to(tl.float32) * power(before if READ_BEFORE else G)
         reader = in_order(query).to(operand)
-        if not ADDING:
+        if FIRST:
             store_rows(queries + at + head * DK, token, query * (start_factor * scale), t, valid, channels, HV * DK, DK, BK)
             tl.store(left + at + channels[None, :], start_factor * end_factor, mask=(channels < DK)[None, :])
-        column = column.to(tl.float32) * power(-G)
-        if not ADDING:
-            column *= key.to(tl.float32)
+        column = column.to(tl.float32) * factor.to(tl.float32) * power(-G)
         writer = tl.trans(in_order(column).to(operand))
-        store_rows(columns + at + head * DK, token, column * end_factor, t, valid, channels, HV * DK, DK, BK)
+        store_rows(writes + at + head * DK, token, column * end_factor, t, valid, channels, HV * DK, DK, BK)
         pairs = tl.dot(reader, writer, acc=pairs, input_precision=PRECISION)
-        if LOOKS or ADDING:
+        if LOOKS:
             look_pairs = tl.dot(looker, writer, acc=look_pairs, input_precision=PRECISION)
     return pairs * scale, look_pairs, tl.max(strayed)
 
@@ -136,8 +134,8 @@ def prepare_kernel(
     token = first + chunk * C
     b = load_numbers(weight, head, token, ordered, inside, weight_stride, 1.0, WEIGHTED and not BY_CHANNEL)
     pairs, look_pairs, strayed = near_pairs(
-        q + own, k + own, p, log_decay, weight, b, queries, looks, writes, left + place * DK, token, head, ordered, inside, scale,
-        H, HV, DK, BK, False, ERASE and not SOLVED, ERASE, BY_CHANNEL, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
+        q + own, k + own, k + own, log_decay, weight, b, queries, looks, writes, left + place * DK, token, head, ordered, inside, scale,
+        H, HV, DK, BK, C, True, ERASE and not SOLVED, ERASE, BY_CHANNEL, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
     )  # fmt: skip
     tl.store(far + place, strayed)
     if strayed == 0:
@@ -152,15 +150,16 @@ def prepare_kernel(
                 solved = load_rows(inverse + head * C, token, t, valid, t, HV * C, C, C)
             else:
                 solved = invert(inverse, look_pairs, head, token, t, valid, HV, C, PRECISION)
-            tl.debug_barrier()
+            tl.debug_barrier()  # x 2^G, which other threads may have written
             for start in range(0, DK, BK):
                 channels = start + tl.arange(0, BK)
                 decayed = load_rows(looks + head * DK, token, t, valid, channels, HV * DK, DK, BK)
                 store_rows(looks + head * DK, token, -product(solved, decayed, PRECISION), t, valid, channels, HV * DK, DK, BK)
         if ADDED:
+            once = tl.full([C], 1.0, tl.float32)
             pairs, look_pairs, _strayed = near_pairs(
-                q + own, k + own, p + own, log_decay, weight, b, queries, looks, added, left, token, head, ordered, inside, scale,
-                H, HV, DK, BK, True, ERASE, False, False, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
+                q + own, k + own, p + own, log_decay, weight, once, queries, looks, added, left, token, head, ordered, inside, scale,
+                H, HV, DK, BK, C, False, True, False, False, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
             )  # fmt: skip
             store_pairs(added_reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
             store_added_errors(added_errors, look_pairs, solved, head, token, t, valid, HV, C, SOLVED, PRECISION)
