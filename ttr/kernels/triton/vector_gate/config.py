@@ -16,7 +16,7 @@ NARROWEST = 64  # channels of a tile in 16 bits: Triton 3.6 compiles narrower on
 
 
 class Config(NamedTuple):
-    """chunk: tokens of one. reach: of `decays.is_far`. Tiles are of key channels in prepare and gradients, else of value channels."""
+    """chunk: tokens of one. reach: of `around_middle`. Tiles are of key channels in prepare and gradients, else of value channels."""
 
     chunk: int
     reach: float

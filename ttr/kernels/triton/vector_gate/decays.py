@@ -37,14 +37,6 @@ def load_weights(
 
 
 @triton.jit
-def is_far(x, t, C: tl.constexpr, REACH: tl.constexpr):
-    """1 if some channel goes further than 2^REACH in one half of the chunk."""
-    early = tl.sum(tl.where((t < C // 2)[:, None], x, 0.0), 0)
-    late = tl.sum(tl.where((t < C // 2)[:, None], 0.0, x), 0)
-    return tl.max(((early < -REACH) | (late < -REACH)).to(tl.int32), 0)
-
-
-@triton.jit
 def added_up(which, x, part: tl.constexpr):
     """which @ x for a matrix of yes and no and one of float32, as a product: of two parts of x where those have 16 bits."""
     which = tl.where(which, 1.0, 0.0).to(part)
@@ -70,12 +62,6 @@ def summed(x, t, BEFORE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def middle_of(G, t, C: tl.constexpr):
-    """What is summed up to the chunk's middle, [1, BLOCK]."""
-    return tl.sum(tl.where((t == C // 2 - 1)[:, None], G, 0.0), 0)[None, :]
-
-
-@triton.jit
 def halves(x, t):
     """The log2 decays of each half of a chunk summed, [1, BLOCK]: made of the tokens, not of G, which costs more."""
     early = (t < t.shape[0] // 2)[:, None]
@@ -95,6 +81,52 @@ def from_middle(x, middle, t, WIDE: tl.constexpr):
         upto = tl.where(j < t.shape[0] // 2, tl.where(i < j, -one, none), tl.where(i >= j, one, none))
         high = x.to(tl.float16)
         return tl.dot(upto, (x - high.to(tl.float32)).to(tl.float16), acc=tl.dot(upto, high))
+
+
+@triton.jit
+def order(C: tl.constexpr, BLOCK: tl.constexpr):
+    """A chunk's tokens, [C], in the order in which `around_middle` wants them; `in_order` puts rows back.
+
+    A thread of four warps that loads 8 channels of a row at once has BLOCK / 16 rows of [C, BLOCK], far apart; in this order
+    they are a run of tokens. What is summed within a run is then summed within a thread.
+    """
+    RUN: tl.constexpr = BLOCK // 16
+    row = tl.arange(0, C)
+    return row % (C // RUN) * RUN + row // (C // RUN)
+
+
+@triton.jit
+def in_order(x):
+    """Rows that came in `order`, in that of their tokens. Nothing moves between threads."""
+    C: tl.constexpr = x.shape[0]
+    BLOCK: tl.constexpr = x.shape[1]
+    RUN: tl.constexpr = BLOCK // 16
+    return tl.reshape(tl.permute(tl.reshape(x, (RUN, C // RUN, BLOCK)), (1, 0, 2)), (C, BLOCK))
+
+
+@triton.jit
+def around_middle(x, REACH: tl.constexpr):
+    """Log2 decays in `order` summed from the chunk's middle on, so that what lies before it is above 0: up to and with each token
+    and before it, [C, BLOCK]; summed over the first half and over the second, [1, BLOCK]; which channels are far: in one of the halves
+    further than 2^REACH. Their sums from the middle are 0.
+    """
+    C: tl.constexpr = x.shape[0]
+    BLOCK: tl.constexpr = x.shape[1]
+    RUN: tl.constexpr = BLOCK // 16
+    runs = tl.reshape(x, (RUN, 4, C // RUN // 4, BLOCK))  # a warp has a quarter of the chunk
+    totals = tl.sum(runs, 0, keep_dims=True)
+    even, odd = tl.split(tl.reshape(tl.permute(tl.sum(totals, 2), (2, 1, 0)), (BLOCK, 2, 2)))
+    one, three = tl.split(even)
+    two, four = tl.split(odd)
+    first = (one + two)[None, :]
+    second = (three + four)[None, :]
+    far = (first < -REACH) | (second < -REACH)
+    near = tl.where(far, 0.0, 1.0).to(x.dtype)
+    quarter = tl.arange(0, 4)[:, None]
+    start = tl.where(quarter < 2, tl.where(quarter == 0, -first, -two[None, :]), tl.where(quarter == 2, 0.0, three[None, :]))
+    start = (tl.cumsum(totals, 2) - totals + start[None, :, None, :]) * near[None, None, :, :]
+    G = tl.reshape(tl.cumsum(runs, 0) * near[None, None, :, :] + start, (C, BLOCK))
+    return G, G - x * near, first, second, far
 
 
 @triton.jit

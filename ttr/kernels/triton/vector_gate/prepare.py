@@ -18,7 +18,7 @@ import triton.language as tl
 from ..launch import kernel
 from ..scalar_gate.inverse import unit_lower_inverse
 from ..tiles import load_numbers, load_rows, locate, product, sequence, store_pairs, store_rows
-from .decays import is_far, load_decays, middle_of, power, summed
+from .decays import around_middle, in_order, load_decays, order, power, summed
 
 
 @triton.jit
@@ -59,6 +59,53 @@ def store_looks(
         store_rows(looks + head * DK, token, -product(solved, decayed, PRECISION), t, valid, channels, HV * DK, DK, BK)
 
 
+@triton.jit
+def near_pairs(
+    q, k, columns, log_decay, weight, b, queries, decayed, writes, left, token, head, t, valid, scale,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, FIRST: tl.constexpr, LOOKS: tl.constexpr,
+    DECAYED: tl.constexpr, BY_CHANNEL: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr, WIDE: tl.constexpr,
+    PER_TOKEN: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What meets the columns, before any mask: reads and, with LOOKS, looks, [C, C] each; and whether the chunk is far.
+
+    t: tokens in `order`. columns: keys, times b a token or BY_CHANNEL `weight`; decayed to the chunk's end they are `writes`. FIRST of
+    the kinds of columns also makes queries and left, and with DECAYED x 2^G. q, k, columns: of their key head; left: of the chunk.
+    """
+    pairs = tl.zeros([C, C], tl.float32)
+    look_pairs = tl.zeros([C, C], tl.float32)
+    strayed = tl.zeros([1, BK], tl.int32)
+    for start in range(0, DK, BK):
+        at = start if DK % BK == 0 else 0  # in the address of a tile, so that those of its rows are not held from tile to tile
+        channels = start - at + tl.arange(0, BK)
+        x = load_decays(log_decay + at + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
+        key = load_rows(k + at, token, t, valid, channels, H * DK, DK, BK)
+        query = load_rows(q + at, token, t, valid, channels, H * DK, DK, BK)
+        column = load_rows(columns + at, token, t, valid, channels, H * DK, DK, BK)
+        factor = load_rows(weight + at + head * DK, token, t, valid, channels, HV * DK, DK, BK) if BY_CHANNEL else b[:, None]
+        operand: tl.constexpr = query.dtype
+        G, before, first, second, far = around_middle(x, REACH)
+        strayed |= far.to(tl.int32)
+        start_factor = power(first)
+        end_factor = power(second)
+        if DECAYED or LOOKS:
+            looked = key.to(tl.float32) * power(before if LOOK_BEFORE else G)
+            looker = in_order(looked).to(operand)
+        if DECAYED:
+            store_rows(decayed + at + head * DK, token, looked * start_factor, t, valid, channels, HV * DK, DK, BK)
+        query = query.to(tl.float32) * power(before if READ_BEFORE else G)
+        reader = in_order(query).to(operand)
+        if FIRST:
+            store_rows(queries + at + head * DK, token, query * (start_factor * scale), t, valid, channels, HV * DK, DK, BK)
+            tl.store(left + at + channels[None, :], start_factor * end_factor, mask=(channels < DK)[None, :])
+        column = column.to(tl.float32) * factor.to(tl.float32) * power(-G)
+        writer = tl.trans(in_order(column).to(operand))
+        store_rows(writes + at + head * DK, token, column * end_factor, t, valid, channels, HV * DK, DK, BK)
+        pairs = tl.dot(reader, writer, acc=pairs, input_precision=PRECISION)
+        if LOOKS:
+            look_pairs = tl.dot(looker, writer, acc=look_pairs, input_precision=PRECISION)
+    return pairs * scale, look_pairs, tl.max(strayed)
+
+
 @kernel("N T scale weight_stride")
 def prepare_kernel(
     q, k, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far, cu_seqlens,
@@ -81,74 +128,38 @@ def prepare_kernel(
     if chunk * C >= length:
         tl.store(far + place, 0)
         return
-    LOOKS: tl.constexpr = ERASE and not SOLVED
     own = head // (HV // H) * DK
-    t = tl.arange(0, C)
-    valid = chunk * C + t < length
+    ordered = order(C, BK)
+    inside = chunk * C + ordered < length
     token = first + chunk * C
-    i = t[:, None]
-    j = t[None, :]
-    b = load_numbers(weight, head, token, t, valid, weight_stride, 1.0, WEIGHTED and not BY_CHANNEL)
-    pairs = tl.zeros([C, C], tl.float32)
-    look_pairs = tl.zeros([C, C], tl.float32)
-    added_pairs = tl.zeros([C, C], tl.float32)
-    added_looks = tl.zeros([C, C], tl.float32)
-    strayed = 0
-    for start in range(0, DK, BK):
-        channels = start + tl.arange(0, BK)
-        x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
-        strayed = tl.maximum(strayed, is_far(x, t, C, REACH))
-        x = tl.where(strayed > 0, 0.0, x)  # what comes of it is not used
-        G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
-        read = before if READ_BEFORE else G
-        look = before if LOOK_BEFORE else G
-        tl.store(left + place * DK + channels[None, :], power(whole), mask=(channels < DK)[None, :])
-        query = load_rows(q + own, token, t, valid, channels, H * DK, DK, BK)
-        operand: tl.constexpr = query.dtype
-        query = query.to(tl.float32) * scale
-        key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
-        if BY_CHANNEL:
-            write = key * load_rows(weight + head * DK, token, t, valid, channels, HV * DK, DK, BK).to(tl.float32)
-        else:
-            write = key * b[:, None]
-        if ADDED:
-            add = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK).to(tl.float32)
-        middle = middle_of(G, t, C)
-        down = power(middle - G)
-        query *= power(read - middle)
-        write *= down
-        reader = query.to(operand)
-        writer = tl.trans(write.to(operand))
-        pairs = tl.dot(reader, writer, acc=pairs, input_precision=PRECISION)
-        if LOOKS or ADDED:
-            looker = (key * power(look - middle)).to(operand)
-        if LOOKS:
-            look_pairs = tl.dot(looker, writer, acc=look_pairs, input_precision=PRECISION)
-        if ADDED:
-            add *= down
-            adder = tl.trans(add.to(operand))
-            added_pairs = tl.dot(reader, adder, acc=added_pairs, input_precision=PRECISION)
-            added_looks = tl.dot(looker, adder, acc=added_looks, input_precision=PRECISION)
-        start_factor = power(middle)
-        end_factor = power(whole - middle)
-        store_rows(queries + head * DK, token, query * start_factor, t, valid, channels, HV * DK, DK, BK)
-        store_rows(writes + head * DK, token, write * end_factor, t, valid, channels, HV * DK, DK, BK)
-        if ADDED:
-            store_rows(added + head * DK, token, add * end_factor, t, valid, channels, HV * DK, DK, BK)
+    b = load_numbers(weight, head, token, ordered, inside, weight_stride, 1.0, WEIGHTED and not BY_CHANNEL)
+    pairs, look_pairs, strayed = near_pairs(
+        q + own, k + own, k + own, log_decay, weight, b, queries, looks, writes, left + place * DK, token, head, ordered, inside, scale,
+        H, HV, DK, BK, C, True, ERASE and not SOLVED, ERASE, BY_CHANNEL, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
+    )  # fmt: skip
     tl.store(far + place, strayed)
     if strayed == 0:
+        t = tl.arange(0, C)
+        valid = chunk * C + t < length
+        i = t[:, None]
+        j = t[None, :]
         seen = i > j if READ_BEFORE else i >= j
         store_pairs(reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
-        if ADDED:
-            store_pairs(added_reads, token, head, tl.where(seen, added_pairs, 0.0), t, valid, HV, C)
         if ERASE:
             if SOLVED:
                 solved = load_rows(inverse + head * C, token, t, valid, t, HV * C, C, C)
             else:
                 solved = invert(inverse, look_pairs, head, token, t, valid, HV, C, PRECISION)
-            if ADDED:
-                store_added_errors(added_errors, added_looks, solved, head, token, t, valid, HV, C, SOLVED, PRECISION)
-            store_looks(
-                looks, solved, k + own, log_decay, head, token, t, valid,
-                H, HV, DK, BK, LOOK_BEFORE, WIDE, PER_TOKEN, PRECISION,
+            tl.debug_barrier()  # x 2^G, which other threads may have written
+            for start in range(0, DK, BK):
+                channels = start + tl.arange(0, BK)
+                decayed = load_rows(looks + head * DK, token, t, valid, channels, HV * DK, DK, BK)
+                store_rows(looks + head * DK, token, -product(solved, decayed, PRECISION), t, valid, channels, HV * DK, DK, BK)
+        if ADDED:
+            once = tl.full([C], 1.0, tl.float32)
+            pairs, look_pairs, _strayed = near_pairs(
+                q + own, k + own, p + own, log_decay, weight, once, queries, looks, added, left, token, head, ordered, inside, scale,
+                H, HV, DK, BK, C, False, True, False, False, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
             )  # fmt: skip
+            store_pairs(added_reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
+            store_added_errors(added_errors, look_pairs, solved, head, token, t, valid, HV, C, SOLVED, PRECISION)
