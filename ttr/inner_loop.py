@@ -300,8 +300,12 @@ class InnerLoop:
         weighting = "weight" if "weight" in means else "step"
         means[weighting] = torch.ones_like(means[weighting])  # it is in the sum
         s, decayed = Signals(means, operands), self._gate(z, open_["kept"])
-        updated = {name: self.optimizer.update(zs, open_["gradient"][name], self.own(s, name)) for name, zs in decayed.items()}
-        return self._project(updated, z)
+        own = {name: self.own(s, name) for name in decayed}
+        return self._project(self.updated(decayed, open_["gradient"], own), z)
+
+    def updated(self, z: dict, gradients: Weights, signals: dict[str, Signals]) -> dict:
+        """The slots of every weight tensor after an update, each by its own signals."""
+        return {name: self.optimizer.update(zs, gradients[name], signals[name]) for name, zs in z.items()}
 
 
 def reopened(open_: dict) -> dict:

@@ -46,6 +46,9 @@ class Signals:
     def replace(self, **values) -> Signals:
         return Signals({**self._values, **values}, self._operands)
 
+    def by_name(self) -> dict[str, Tensor]:
+        return dict(self._values)
+
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b in a's dtype, with bf16 operands where the call has them."""
         return product(a, b, self._operands)

@@ -39,6 +39,7 @@ from .compiled import compiled_once
 from .dual_weights import Looked, Made, Moved, Slots
 from .masks import masks
 from .recompute import recomputed
+from .together import Together
 
 Weights = dict[str, Tensor]
 Run = Callable[[dict, dict, Weights], tuple[Tensor, dict]]
@@ -189,7 +190,7 @@ class MiniBatch:
         (self.looks, self.reads), (self.looked, self.read) = looks_at_weights(spec.optimizer), slots_seen(spec.optimizer)
 
     def run(self, part: dict, memory: dict, params: Weights) -> tuple[Tensor, dict]:
-        loop = InnerLoop(self.spec, params)
+        loop = Together(self.spec, params)
         z = loop._slots(memory)
         open_ = memory["mini_batch"]
         if self.spec.optimizer.accumulate:

@@ -7,12 +7,21 @@ from ..launch import kernel
 
 
 @triton.jit
-def place_of(sequence, index, t, total, T, PACKED: tl.constexpr):
-    """The sequence of each token and how many tokens of it came before."""
+def sequence_of(sequence, t, total, T, PACKED: tl.constexpr):
+    """The sequence of each token."""
     if PACKED:
-        return tl.load(sequence + t, mask=t < total, other=0), tl.load(index + t, mask=t < total, other=0)
+        return tl.load(sequence + t, mask=t < total, other=0)
     else:
-        return t // T, t % T
+        return t // T
+
+
+@triton.jit
+def place_of(index, t, total, T, PACKED: tl.constexpr):
+    """How many tokens of its sequence came before each token."""
+    if PACKED:
+        return tl.load(index + t, mask=t < total, other=0)
+    else:
+        return t % T
 
 
 @triton.jit
@@ -39,7 +48,7 @@ def short_conv_kernel(
     """y_t = sum_j weight_(K - 1 - j) x_(t - j). x, y: [total, D]; weight: [D, K]; history: [N, K - 1, D] or None."""
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    n, i = place_of(sequence, index, t, total, T, PACKED)
+    n, i = sequence_of(sequence, t, total, T, PACKED), place_of(index, t, total, T, PACKED)
     out = tl.zeros([ROWS, BLOCK], tl.float32)
     for lag in tl.static_range(K):
         w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
@@ -61,12 +70,12 @@ def short_conv_gradient_kernel(
     sums = tl.zeros([COLUMNS, BLOCK], tl.float32)
     for step in range(STEPS):
         t = begin + step * ROWS + tl.arange(0, ROWS)
-        n, i = place_of(sequence, index, t, total, T, PACKED)
+        n, i = sequence_of(sequence, t, total, T, PACKED), place_of(index, t, total, T, PACKED)
         given = load_rows(dy, t, t < total, channels, D)
         out = tl.zeros([ROWS, BLOCK], tl.float32)
         for lag in tl.static_range(K):
             w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
-            later, _ = place_of(sequence, index, t + lag, total, T, PACKED)
+            later = sequence_of(sequence, t + lag, total, T, PACKED)
             out += load_rows(dy, t + lag, (t + lag < total) & (later == n), channels, D) * w[None, :]
             seen = tl.sum(load_before(x, history, n, i, t, total, lag, channels, D, K) * given, 0)
             sums += tl.where(column == K - 1 - lag, seen[None, :], 0.0)
