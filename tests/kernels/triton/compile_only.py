@@ -54,7 +54,7 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid")
 # the classes that most have (the first in every way to call it), the widest tiles, float32
 SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2", "add 256 256 2", "erase 128 128 4")
 # plain: everything given and learned; before: who looks and reads before the token's decay; bare: no state, nothing learned of the decay

@@ -70,7 +70,7 @@ def exact(case: testing.Inputs) -> dict[str, torch.Tensor]:
 
 
 def config(chunk: int = 16, reach: float = 40.0, tile: int = 16) -> configuration.Config:
-    return configuration.Config(chunk, reach, *[Launch(tile, 4, 1)] * 10)
+    return configuration.Config(chunk, reach, *[Launch(tile, 4, 1)] * 9)
 
 
 def evaluate(case: testing.Inputs, config: configuration.Config, segments: int = 1) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from ..operators import launched, must_be_seen, ready
 from ..shapes import ceil_div, power_of_two
 from .kernels import short_conv_gradient_kernel, short_conv_kernel
 
-ROWS, STEPS, WIDEST, WARPS = 16, 16, 128, 4  # tokens of a tile, tiles of a program of backward, channels of a tile
+ROWS, STEPS, WIDEST, WARPS = 32, 8, 128, 4  # tokens of a tile, tiles of a program of backward, channels of a tile
 
 
 class ShortConv(torch.autograd.Function):
@@ -64,6 +64,6 @@ def launch(kernel: Any, x: Tensor, weight: Tensor, *rest: Tensor | None) -> None
 def _bound(kernel: Any, total: int, D: int, K: int, packed: bool, steps: int, types: tuple) -> Bound:
     """types: for each of which a bound kernel is another one."""
     block = min(WIDEST, power_of_two(D))
-    more = {"STEPS": steps, "COLUMNS": power_of_two(K)} if steps > 1 else {}
+    more = {"STEPS": steps} if steps > 1 else {}
     grid = ceil_div(total, ROWS * steps), ceil_div(D, block)
     return kernel.bind(grid, WARPS, D=D, K=K, PACKED=packed, ROWS=ROWS, BLOCK=block, **more)

@@ -61,25 +61,25 @@ def short_conv_kernel(
 def short_conv_gradient_kernel(
     x, weight, history, sequence, index, dy, dx, dweight, total, T,
     D: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dx_t = sum_j weight_(K - 1 - j) dy_(t + j); dweight: [programs, K, D], of each program's STEPS times ROWS tokens."""
     begin = tl.program_id(0).to(tl.int64) * (ROWS * STEPS)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    column = tl.arange(0, COLUMNS)[:, None]  # of the weight
-    sums = tl.zeros([COLUMNS, BLOCK], tl.float32)
     for step in range(STEPS):
         t = begin + step * ROWS + tl.arange(0, ROWS)
-        n, i = sequence_of(sequence, t, total, T, PACKED), place_of(index, t, total, T, PACKED)
-        given = load_rows(dy, t, t < total, channels, D)
+        n = sequence_of(sequence, t, total, T, PACKED)
         out = tl.zeros([ROWS, BLOCK], tl.float32)
         for lag in tl.static_range(K):
             w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
             later = sequence_of(sequence, t + lag, total, T, PACKED)
             out += load_rows(dy, t + lag, (t + lag < total) & (later == n), channels, D) * w[None, :]
-            seen = tl.sum(load_before(x, history, n, i, t, total, lag, channels, D, K) * given, 0)
-            sums += tl.where(column == K - 1 - lag, seen[None, :], 0.0)
         mask = (t < total)[:, None] & (channels < D)[None, :]
         tl.store(dx + t[:, None] * D + channels[None, :], out.to(dx.dtype.element_ty), mask=mask)
-    at = dweight + (tl.program_id(0).to(tl.int64) * K + column) * D + channels[None, :]
-    tl.store(at, sums, mask=(column < K) & (channels < D)[None, :])
+    for lag in tl.static_range(K):
+        out = tl.zeros([ROWS, BLOCK], tl.float32)
+        for step in range(STEPS):
+            t = begin + step * ROWS + tl.arange(0, ROWS)
+            n, i = sequence_of(sequence, t, total, T, PACKED), place_of(index, t, total, T, PACKED)
+            out += load_before(x, history, n, i, t, total, lag, channels, D, K) * load_rows(dy, t, t < total, channels, D)
+        at = dweight + (tl.program_id(0).to(tl.int64) * K + (K - 1 - lag)) * D + channels
+        tl.store(at, tl.sum(out, 0), mask=channels < D)

@@ -16,14 +16,11 @@ NARROWEST = 64  # channels of a tile in 16 bits: Triton 3.6 compiles narrower on
 
 
 class Config(NamedTuple):
-    """chunk: tokens of one. reach: of `around_middle`. prepare_added: where there are keys to write with, of which a wider tile spills.
-    Tiles are of key channels in prepare and gradients, else of value channels.
-    """
+    """chunk: tokens of one. reach: of `around_middle`. Tiles are of key channels in prepare and gradients, else of value channels."""
 
     chunk: int
     reach: float
     prepare: Launch
-    prepare_added: Launch
     forward: Launch
     states: Launch
     reverse: Launch
@@ -39,11 +36,10 @@ def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
     if dtype == torch.float32:
         tile = Launch(32, 4, 1)
         few = Launch(16, 4, 1)
-        return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, tile, few, few)
+        return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, few, few)
     scan, reach = Launch(64, 8, 1) if max(dk, dv) > 128 else Launch(64, 4, 2), 4.0 if dtype == torch.float16 else 40.0
     tile = Launch(NARROWEST, 4, 1)
-    wide, loads_ahead = Launch(128, 4, 1), Launch(NARROWEST, 4, 3)
-    return Config(64, reach, wide, tile, scan, scan, scan, wide, tile, loads_ahead, tile, Launch(16, 4, 1))
+    return Config(64, reach, tile, scan, scan, scan, Launch(128, 4, 1), tile, tile, tile, Launch(16, 4, 1))
 
 
 class Choice(NamedTuple):

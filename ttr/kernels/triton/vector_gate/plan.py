@@ -102,7 +102,7 @@ class Plan:
         return self.bound[name]
 
     def prepare(self, solved: bool) -> Bound:
-        launch = self.kind.config.prepare_added if self.kind.rule.added else self.kind.config.prepare
+        launch = self.kind.config.prepare
         tile = self.tile(launch.tile, self.kind.sizes.dk)
         name = "prepare solved" if solved else "prepare"
         return self.launch(name, prepare_kernel, (self.chunks, self.kind.sizes.HV), launch, BK=tile, SOLVED=solved)
