@@ -66,12 +66,11 @@ SPILLS: dict[str, int] = {
     "two layers 64 2 retreat_kernel": 280,
     "two layers 64 2 written_gradient_kernel": 32,
     # two states of 128 x 64 take half of the registers; what is put away are addresses that do not change from chunk to chunk
-    "two slots 128 128 2 True False forward_kernel": 232,
-    "two slots 128 128 2 True False reverse_kernel": 152,
-    "two slots 128 128 2 True False tokens_kernel": 24,
-    "two slots 128 128 2 False True forward_kernel": 136,
-    "two slots 128 128 2 False True reverse_kernel": 128,
-    "two slots 128 128 2 False True tokens_kernel": 88,
+    "two slots 128 128 2 True False forward_kernel": 144,
+    "two slots 128 128 2 True False reverse_kernel": 64,
+    "two slots 128 128 2 True False tokens_kernel": 48,
+    "two slots 128 128 2 False True forward_kernel": 24,
+    "two slots 128 128 2 False True reverse_kernel": 24,
     # two slots of 128 x 32 and the gradients of both, one event at a time
     "recurrent slots backward_kernel": 144,
     # least squares: residual, solution and product of 64 x 128 in float32, the direction in 16 bits, in one warpgroup; it
@@ -80,10 +79,10 @@ SPILLS: dict[str, int] = {
     "least squares 256 2 solve_kernel": 784,
     # float32 inputs: right, not fast
     "two slots 128 128 4 True False prepare_kernel": 184,
-    "two slots 128 128 4 True False forward_kernel": 272,
-    "two slots 128 128 4 True False reverse_kernel": 120,
+    "two slots 128 128 4 True False forward_kernel": 264,
+    "two slots 128 128 4 True False reverse_kernel": 168,
     "two slots 128 128 4 True False pairs_kernel": 1872,
-    "two slots 128 128 4 True False tokens_kernel": 3744,
+    "two slots 128 128 4 True False tokens_kernel": 3680,
     "least squares 128 4 solve_kernel": 696,
     "erase 128 128 4 plain inverse_kernel": 1480,
     "erase 128 128 4 plain forward_kernel": 1360,
