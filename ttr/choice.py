@@ -15,6 +15,7 @@ from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .operands import operands_of
 from .registry import unknown
+from .spec import Spec
 from .spec import spec as read_spec
 
 NAMES = (*dict.fromkeys(path for _, path in PATHS), "triton")
@@ -27,6 +28,21 @@ def kind_of(path: PathChoice) -> str:
     if not isinstance(path, (str, Mapping)):
         raise ValueError(f"path: got {type(path).__name__}, expected a path's name or a mapping, as {{'kind': 'chunk', 'chunk_size': 32}}")
     return path if isinstance(path, str) else path.get("kind", "auto")
+
+
+def options_of(path: PathChoice) -> dict[str, Any]:
+    """What a mapping holds besides the path's name."""
+    return {} if isinstance(path, str) else {name: x for name, x in path.items() if name != "kind"}
+
+
+def check_options(spec: Spec, kind: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that the path `kind` of a declaration does not have."""
+    allowed = () if kind == "triton" else PATHS[spec.regressor.family, kind][1]
+    for name in options:
+        if not allowed:
+            raise ValueError(f"path: {kind!r} has no options, got {name!r}")
+        if name not in allowed:
+            raise unknown(f"path {kind!r}: option", name, allowed)
 
 
 def select_path(

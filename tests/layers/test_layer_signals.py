@@ -150,6 +150,7 @@ def test_low_rank_projection_of_a_stream():
         (lambda: Mixer(128, "gla", n_key_heads=3), "n_key_heads=3 does not divide the 1 heads"),
         (lambda: Mixer(64, "deltanets"), "Did you mean 'deltanet'?"),
         (lambda: Mixer(64, "titans", path="chunk"), "path='chunk' cannot serve"),
+        (lambda: Mixer(64, "deltanet", path={"kind": "chunk", "chunksize": 4}), "option='chunksize' is not known; choose from"),
         (lambda: Mixer(64, ttr.spec("deltanet", **{"optimizer.step": {"tie": "gate.dt"}})), "there is none"),
         (lambda: Mixer(64, ttr.spec("kda", **{"optimizer.step": {"tie": "gate.dt"}})), "they must agree"),
         (lambda: Mixer(64, "deltanet")(torch.randn(2, 3, 32)), "expected [B, T, 64]"),

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choice import PathChoice, kind_of, select_path
-from ..registry import unknown
+from ..choice import PathChoice, check_options, kind_of, options_of, select_path
 from ..spec import Spec
 from ..spec import spec as read_spec
 from ..state import State
@@ -97,16 +96,10 @@ def widest(call: Call) -> torch.dtype:
 def _choose(path: PathChoice, call: Call, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
     """The path of a call, and its options."""
     asked = kind_of(path)
-    options = {} if isinstance(path, str) else {name: x for name, x in path.items() if name != "kind"}
+    options = options_of(path)
     spec, device, (_, T, _, _, dk, dv) = call.spec, call.q.device, call.sizes
     kind, _ = select_path(
         spec, path=asked, length=None if options else T, device=device.type, dtype=dtype, dk=dk, dv=dv, capability=capability_of(device)
     )
-    if options:
-        allowed = () if kind == "triton" else PATHS[spec.regressor.family, kind][1]
-        for name in options:
-            if not allowed:
-                raise ValueError(f"path: {kind!r} has no options, got {name!r}")
-            if name not in allowed:
-                raise unknown(f"path {kind!r}: option", name, allowed)
+    check_options(spec, kind, options)
     return kind, options

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..choice import PathChoice, kind_of, select_path
+from ..choice import PathChoice, check_options, kind_of, options_of, select_path
 from ..gates import constant_decay
 from ..kernels.api import regress
 from ..kernels.arguments import facts_of
@@ -83,7 +83,9 @@ class Mixer(CausalLayer[MixerState]):
         streams = build_streams(self.spec, sizes, self.pairs, place)
         self.streams = nn.ModuleDict(streams)
         self.dk, self.dv = streams["q"].width, streams["v"].width
-        select_path(self.spec, path=kind_of(path), dk=self.dk, dv=self.dv)
+        kind, _ = select_path(self.spec, path=kind_of(path), dk=self.dk, dv=self.dv)
+        if kind_of(path) != "auto":  # of which the call's device decides
+            check_options(self.spec, kind, options_of(path))
         for name in ("q", "k", "v", "write_key"):
             projection = build_projection(name, streams, d_model) if name in streams and name not in given else None
             if projection is not None:
