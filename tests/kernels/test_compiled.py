@@ -65,3 +65,16 @@ def test_a_layer_takes_a_path_with_options():
     assert "path=dual" in repr(layer)
     with pytest.raises(ValueError, match="option='compiled' is not known"):
         ttr.Mixer(16, "ttt_mlp", n_heads=1, head_dim=16, path={"kind": "dual", "compiled": True})(torch.randn(1, 4, 16))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_fresh_memory_is_traced_whole():
+    """Where its mini-batches begin is known without looking at the state."""
+    spec = ttr.spec({"regressor": "linear", "optimizer": {"kind": "sgd", "mini_batch": 4, "step": 0.5}})
+    q, k, v = torch.randn(3, 1, 6, 1, 4)
+
+    def call(q, k, v):
+        return ttr.regress(q, k, v, spec, path="dual")[0]
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="eager")(q, k, v), call(q, k, v))
