@@ -100,6 +100,7 @@ def _fused(spec: Spec) -> bool:
         and spec.gate.kind in ("none", "fixed", "scalar", "vector")
         and spec.optimizer.step_rule.kind in ("plain", "nlms", "implicit")
         and spec.read.normalizer == "none"
+        and all(signal.per in ("head", "key", "value") for signal in spec.signals().values())
     )
 
 

@@ -15,19 +15,25 @@ def short_conv(
     x: Tensor, weight: Tensor, history: Tensor | None, formula: Callable[[Tensor, Tensor], Tensor],
     places: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """y_t = sum_j weight[:, -1 - j] x_(t - j), in float32 at least, in x's dtype.
+    """y_t = sum_j weight[:, -1 - j] x_(t - j), in x's dtype, or in autocast's.
 
     x: [B, T, D]; weight: [D, K]; history: [N, K - 1, D], what came before x, or None for zeros. places: of a packed row
     [1, T, D], the sequence of each token and its place in it. formula: (x, weight) -> y in torch's own operations.
     """
-    if launches(x) and weight.dtype in DTYPES and (history is None or history.dtype in DTYPES) and not _learned(history):
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    if launches(x) and weight.dtype in DTYPES and type(weight) in (Tensor, torch.nn.Parameter) and _runs(x, weight, history):
         from .triton.short_conv.function import ShortConv
 
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype  # as a convolution does
-        return ShortConv.apply(x.to(dtype), weight, history, *(places or (None, None)), formula)
+        history = None if history is None else history.to(x.dtype)
+        return ShortConv.apply(x, weight.to(x.dtype), history, *(places or (None, None)), formula)
     return formula(x, weight)
 
 
-def _learned(history: Tensor | None) -> bool:
-    """Whether a gradient goes back to what came before: the formula's."""
-    return history is not None and history.requires_grad and torch.is_grad_enabled()
+def _runs(x: Tensor, weight: Tensor, history: Tensor | None) -> bool:
+    """Whether the kernel takes such a history; a gradient that goes back to it is the formula's, as is the error if it does not fit."""
+    if history is None:
+        return True
+    fits = history.shape[1:] == (weight.shape[1] - 1, weight.shape[0]) and history.device == x.device
+    return fits and not (history.requires_grad and torch.is_grad_enabled())

@@ -96,9 +96,9 @@ class Packed(Timeline):
 
 
 def weighed(lags: list[Tensor], weight: Tensor) -> Tensor:
-    """sum_j weight[:, -1 - j] lags[j], newest first, summed in float32 at least."""
+    """sum_j weight[:, -1 - j] lags[j], newest first, of numbers in the lags' dtype, summed in float32 at least."""
     dtype = lags[0].dtype
-    wide = torch.promote_types(dtype, torch.float32)
+    weight, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
     y = lags[0].to(wide) * weight[:, -1].to(wide)
     for j, lag in enumerate(lags[1:], start=1):
         y = torch.addcmul(y, lag.to(wide), weight[:, -1 - j].to(wide))

@@ -193,6 +193,14 @@ def test_events(name, kernel, device):
     assert len(kernel) == 3 and not module.step_of(spec).plain
 
 
+def test_a_step_per_tensor_is_no_kernels(device):
+    """[B, Hv, 1]: neither a number a head nor one a value channel."""
+    spec = declaration(gate="none", step={"per": "tensor"})
+    assert not module.step_of(spec).fused
+    for Hv in (1, 2):
+        check(spec, testing.random_inputs(spec, T=3, H=1, Hv=Hv, dk=5, dv=6), device, 2e-5)
+
+
 @pytest.mark.parametrize("given", ["heads", "batch", "number"])
 def test_a_signal_by_channel_given_otherwise(given, kernel, device):
     """A decay of all channels of a head, pairs without an axis of their own."""

@@ -215,18 +215,22 @@ def test_devices_by_any_name():
         ttr.select_path(DELTA, path={"kind": "chunk"})
 
 
-RUN = {  # what compiles to wrong numbers in 16 bits, or has not been run on a GPU
-    "titans": ({"dk": 32, "dv": 32}, "on two layers the kernels are right with heads of 64 alone; choose those, or torch.float32"),
+TITANS = ttr.spec("titans", optimizer={"mini_batch": 32})
+HIDDEN = ttr.spec("titans", regressor={"expansion": 1.5})
+REFUSED = {  # what compiles to wrong numbers in 16 bits, or has not been run on a GPU
+    "heads": ("titans", 32, "on two layers the kernels are right with heads of 64 alone; choose those, or torch.float32"),
+    "mini-batches": (TITANS, 64, "on two layers the kernels have been run with 16 and 64 tokens; choose those, or torch.float32"),
+    "hidden units": (HIDDEN, 64, "hidden units that are no multiple of 64 in torch.bfloat16"),
 }
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_sizes_that_no_gpu_has_seen_in_16_bits_are_refused(name, monkeypatch):
+@pytest.mark.parametrize("name", REFUSED)
+def test_sizes_that_no_gpu_has_seen_right_in_16_bits_are_refused(name, monkeypatch):
     monkeypatch.setattr(sizes, "interpreted", lambda: False)
-    heads, why = RUN[name]
+    spec, d, why = REFUSED[name]
     with pytest.raises(ValueError, match=why):
-        ttr.select_path(name, path="triton", dtype=torch.bfloat16, **heads)
-    assert ttr.select_path(name, path="triton", dtype=torch.float32, **heads)[0] == "triton"
+        ttr.select_path(spec, path="triton", dtype=torch.bfloat16, dk=d, dv=d)
+    assert ttr.select_path(spec, path="triton", dtype=torch.float32, dk=d, dv=d)[0] == "triton"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,32 @@ def test_the_second_derivative_is_the_formulas(device):
     torch.testing.assert_close(twice(kernel(timeline, history)), twice(lambda x, w: timeline.weighed(x, w, history)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", ["twice", "made of the weight"])
+def test_a_first_gradient_that_can_be_differentiated(tied, device):
+    """Where x is made of the weight, its own gradient goes its own way, once."""
+    timeline, x, weight, history, _ = given(9, 8, 4, device)
+    weight.requires_grad_()
+
+    def gradient(function, again):
+        y = function(function(x, weight), weight) if tied == "twice" else function(x * weight.sum(), weight)
+        return torch.autograd.grad(y.square().sum(), weight, create_graph=again)[0]
+
+    expected = gradient(lambda x, w: timeline.weighed(x, w, history), False)
+    for again in (False, True):
+        torch.testing.assert_close(gradient(kernel(timeline, history), again), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_dtype_however_it_is_called():
+    """Under autocast as a convolution has it: eager or packed, with a history in another dtype or without one."""
+    for packed in (False, True):
+        timeline, x, weight, history, _ = given(9, 8, 4, "cpu", packed=packed)
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = timeline.convolve(x, weight, history)
+            compiled = torch.compile(lambda x, t=timeline, w=weight, h=history: t.convolve(x, w, h)[0], fullgraph=True, backend="eager")
+            assert y.dtype == compiled(x).dtype == torch.bfloat16
+        assert timeline.convolve(x, weight, history)[0].dtype == torch.float32
+
+
 def test_batched_gradients_are_the_formulas(device):
     """is_grads_batched runs backward under vmap, on tensors that no kernel can be given."""
     timeline, x, weight, history, _ = given(9, 8, 4, device)

@@ -48,7 +48,9 @@ def check(case: testing.Inputs, bound: float = 5e-5) -> None:
     exact, dtype = testing.evaluate(case.to(torch.float64), "dual"), case.tensors["q"].dtype
     with low_precision.RoundedProducts(dtype) if dtype.itemsize == 2 else nullcontext():
         rounded = testing.errors(testing.evaluate(case, "dual"), exact)
-    testing.assert_close(got, exact, {name: max(bound, 2 * error) for name, error in rounded.items()}, "two layers")
+    allowed = {name: max(bound, 2 * error) for name, error in rounded.items()}
+    assert max(allowed.values()) < 0.5, "inputs that 16 bits cannot hold show nothing"
+    testing.assert_close(got, exact, allowed, "two layers")
 
 
 @pytest.mark.usefixtures("interpreter")

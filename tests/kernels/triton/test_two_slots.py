@@ -31,7 +31,7 @@ MECHANISMS = {
     "momentum, dot": declare(objective="dot", gate="scalar"),
     "momentum, gated": declare(gate="scalar"),
     "titans, linear": declare(gate=COUPLED),
-    "numbers for signals": declare(gate="fixed", step=0.5, momentum=0.9),
+    "numbers for signals": declare(gate="fixed", step=0.5, momentum=0.5),
     "read before": declare(read="before", gate="scalar"),
     "dot, read before": declare(objective="dot", read="before", gate=COUPLED),
     "nesterov": declare(nesterov=True, gate="scalar"),
@@ -47,13 +47,15 @@ MECHANISMS = {
 
 def check(case: testing.Inputs, bound: float = 1e-5, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
     """Within the bound or, in 16 bits, three times what an ideal run loses there, which rounds nothing but the operands of products:
-    momentum magnifies what was rounded (with 0.9 throughout to some percent)."""
+    momentum magnifies what was rounded."""
     case = in_dtype(case, dtype, device)
     with poisoned():
         got = testing.evaluate(case, "triton")
     exact = testing.evaluate(case.to(torch.float64), {"kind": "chunk", "chunk_size": 16})
     rounded = testing.errors(low_precision.evaluate(case), exact) if dtype.itemsize == 2 else dict.fromkeys(exact, 0.0)
-    testing.assert_close(got, exact, {name: max(bound, 3 * error) for name, error in rounded.items()}, "two slots")
+    allowed = {name: max(bound, 3 * error) for name, error in rounded.items()}
+    assert max(allowed.values()) < 0.2, "inputs that 16 bits cannot hold show nothing"
+    testing.assert_close(got, exact, allowed, "two slots")
 
 
 @pytest.mark.usefixtures("interpreter")

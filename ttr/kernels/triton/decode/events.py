@@ -22,6 +22,7 @@ def signal_of(numbers, given, place, keys, values, BY: tl.constexpr, DK: tl.cons
     elif BY == "key":
         return tl.load(numbers + place + keys, mask=keys < DK, other=0.0).to(tl.float32)
     else:
+        tl.static_assert(BY == "value")
         return tl.load(numbers + place + values, mask=values < DV, other=0.0).to(tl.float32)
 
 

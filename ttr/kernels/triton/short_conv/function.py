@@ -17,7 +17,7 @@ ROWS, STEPS, WIDEST, WARPS = 32, 8, 128, 4  # tokens of a tile, tiles of a progr
 
 
 class ShortConv(torch.autograd.Function):
-    """(x: [B, T, D], weight: [D, K], history: [N, K - 1, D] or None, sequence, index, formula) -> y: [B, T, D] in x's dtype.
+    """(x: [B, T, D], weight: [D, K], history: [N, K - 1, D] or None, sequence, index, formula) -> y: [B, T, D], all of one dtype.
 
     sequence, index: of a packed row [1, T, D], each token's sequence and place in it; else None. formula: (x, weight) -> y in
     torch's own operations, for derivatives of backward. No gradient goes to the history.
@@ -40,8 +40,8 @@ class ShortConv(torch.autograd.Function):
         x, weight, history, sequence, index = ctx.saved_tensors
         if torch.is_grad_enabled() or must_be_seen(dy):
             again = torch.is_grad_enabled()
-            with torch.enable_grad():
-                given = x if again else x.detach().requires_grad_(), weight if again else weight.detach().requires_grad_()
+            with torch.enable_grad():  # of views, where each may have been made of the other: no gradient goes on behind them
+                given = [t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_() for t in (x, weight)]
                 needed = [one for one, wanted in zip(given, ctx.needs_input_grad, strict=False) if wanted]
                 got = iter(torch.autograd.grad(ctx.formula(*given), needed, dy, create_graph=again))
             return *(next(got) if wanted else None for wanted in ctx.needs_input_grad[:2]), None, None, None, None
@@ -55,14 +55,14 @@ class ShortConv(torch.autograd.Function):
 def launch(kernel: Any, x: Tensor, weight: Tensor, *rest: Tensor | None) -> None:
     B, T, D = x.shape
     backward = kernel is short_conv_gradient_kernel
-    types = x.dtype, weight.dtype, rest[0] is None, x.get_device()
+    types = x.dtype, rest[0] is None, x.get_device()
     bound = _bound(kernel, B * T, D, weight.shape[1], rest[1] is not None, STEPS if backward else 1, types)
     launched(bound, x, weight, *rest, B * T, T)
 
 
 @lru_cache(maxsize=1024)
 def _bound(kernel: Any, total: int, D: int, K: int, packed: bool, steps: int, types: tuple) -> Bound:
-    """types: for each of which a bound kernel is another one."""
+    """types: the dtype of all, whether there is a history, the device: for each of which a bound kernel is another one."""
     block = min(WIDEST, power_of_two(D))
     more = {"STEPS": steps} if steps > 1 else {}
     grid = ceil_div(total, ROWS * steps), ceil_div(D, block)

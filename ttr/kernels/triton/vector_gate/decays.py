@@ -113,6 +113,7 @@ def around_middle(x, REACH: tl.constexpr):
     C: tl.constexpr = x.shape[0]
     BLOCK: tl.constexpr = x.shape[1]
     RUN: tl.constexpr = BLOCK // 16
+    tl.static_assert(C % (4 * RUN) == 0)  # each of four quarters of the chunk has whole runs
     runs = tl.reshape(x, (RUN, 4, C // RUN // 4, BLOCK))  # a warp has a quarter of the chunk
     totals = tl.sum(runs, 0, keep_dims=True)
     even, odd = tl.split(tl.reshape(tl.permute(tl.sum(totals, 2), (2, 1, 0)), (BLOCK, 2, 2)))
