@@ -42,7 +42,7 @@ def test_every_preset_is_served_or_the_reason_is_said():
             assert ttr.select_path(spec, device="cuda", length=3)[0] == ("recurrent" if spec.mini_batch == 1 else "triton")
             assert ttr.select_path(spec, path="triton")[0] == "triton", "on whichever device"
         elif reason is EVENTS:
-            assert why is None and path == "recurrent" and "path='triton' would be a Triton kernel, one event at a time" in said, said
+            assert why is None and path == "triton" and "one event at a time, for none goes over chunks" in said, said
             assert reason in ttr.select_path(spec, path="triton")[1]
         else:
             assert why is not None and reason in why, (name, why)
