@@ -76,7 +76,7 @@ class Step(NamedTuple):
 
     linear: bool
     fused: bool  # a kernel serves it
-    plain: bool  # ... the one of a single pair and a number a head
+    plain: bool  # fused, by the kernel of a single pair and a number a head
     rule: str
     eps: float
 

@@ -1,7 +1,6 @@
 """One decay a key channel: the kernels in the interpreter, in float32 on NaN-filled buffers, against the chunk path in float64."""
 
 import zlib
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from unittest import mock
@@ -12,15 +11,12 @@ from torch import library
 
 import ttr
 from ttr import testing
-from ttr.kernels import api
 from ttr.kernels.triton.configs import Launch
 from ttr.kernels.triton.eligible import why_not_chunks
 from ttr.kernels.triton.vector_gate import config as configuration
 from ttr.kernels.triton.vector_gate import op
 
-from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
-from .test_gpu import tolerance
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
 
@@ -76,20 +72,7 @@ def config(chunk: int = 16, reach: float = 40.0, tile: int = 16) -> configuratio
 def evaluate(case: testing.Inputs, config: configuration.Config, segments: int = 1) -> dict[str, torch.Tensor]:
     """In this configuration, cut into so many segments."""
     choice = configuration.Choice(config, segments, segments if segments > 1 else 0)
-    with mock.patch.object(op, "choose", lambda *_: choice), poisoned(), unchosen():
-        return testing.evaluate(case, "triton")
-
-
-@contextmanager
-def unchosen():
-    """No path is chosen: every call goes to the kernels, of sizes and numbers that `sizes` refuses until they have run on a GPU, too."""
-    with mock.patch.object(api, "_choose", lambda *_: ("triton", {})):
-        yield
-
-
-def direct(case: testing.Inputs) -> dict[str, torch.Tensor]:
-    """As it is configured, refused or not."""
-    with unchosen():
+    with mock.patch.object(op, "choose", lambda *_: choice), poisoned():
         return testing.evaluate(case, "triton")
 
 
@@ -348,123 +331,3 @@ def test_the_state_goes_from_path_to_path():
 )
 def test_what_these_kernels_leave_to_one_event_at_a_time(spec, why):
     assert why in (why_not_chunks(spec) or "")
-
-
-needs_a_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["gla", "kda", "rwkv7"])
-@pytest.mark.parametrize("dk", [32, 64, 128])
-@pytest.mark.parametrize("dv", [32, 64, 128])
-def test_heads_and_gates_on_the_gpu(name, dtype, dk, dv):
-    """All chunks near, and most of them far. Where these hold, `sizes` need not refuse any longer."""
-    with tolerance() as hold:
-        for extreme in (False, True):
-            hold(inputs(name, 201, B=1, H=1, Hv=2, dk=dk, dv=dv, seed=dk + dv, extreme=extreme), dtype, direct)
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_on_the_gpu(name, dtype):
-    """By the tolerance of test_gpu.py."""
-    with tolerance() as hold:
-        for length, d in ((333, 64), (147, 128)):
-            case = inputs(name, length, B=2, H=2, Hv=4, dk=d, dv=d, seed=zlib.crc32(name.encode()), extreme=d == 64)
-            hold(case, dtype, direct)
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("segments", [1, 3])
-def test_segments_and_packed_on_the_gpu(name, segments):
-    with tolerance() as hold:
-        for dtype in (torch.bfloat16, torch.float32):
-            own = configuration.config_of(dtype, 64, 64)
-            for lengths in (700, [5, 0, 64, 1, 333, 0, 130, 65, 1]):
-                rows = {"B": 1} if isinstance(lengths, int) else {}
-                case = inputs(name, lengths, H=1, Hv=2, dk=64, dv=64, seed=7, **rows)
-                hold(case, dtype, lambda x, own=own: evaluate(x, own, segments))
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize(("dk", "dv"), [(96, 128), (48, 80), (16, 112), (16, 16)])
-def test_head_sizes_on_the_gpu(name, dk, dv):
-    with tolerance() as hold:
-        hold(inputs(name, 201, B=1, H=1, Hv=2, dk=dk, dv=dv, seed=dk, extreme=False), torch.bfloat16, direct)
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", SOME)
-def test_one_gate_throughout_on_the_gpu(name, dtype):
-    with tolerance() as hold:
-        case = inputs(name, 150, B=1, H=1, Hv=2, dk=64, dv=64)
-        for log_decay in (0.0, -1e-3, -30.0, -100.0, float("-inf")):
-            same = torch.full_like(case.tensors["log_decay"], log_decay)
-            hold(replace(case, tensors={**case.tensors, "log_decay": same}), dtype, direct)
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("name", SOME)
-def test_two_runs_agree_bitwise(name):
-    case = in_dtype(inputs(name, 1000, B=2, H=2, Hv=4, dk=64, dv=64), torch.bfloat16, "cuda")
-    first, *others = (direct(case) for _ in range(4))
-    for other in others:
-        for what in first:
-            assert torch.equal(first[what], other[what]), what
-
-
-@needs_a_gpu
-def test_a_batch_beyond_int32():
-    """The last row begins behind element 2^31 of q, k, v and o."""
-    B, T, H, D = 9, 131_072 + 65, 16, 128
-    assert (B - 1) * T * H * D > 2**31
-    generator = torch.Generator("cuda").manual_seed(0)
-    q, k, v, log_decay = (torch.randn(B, T, H, D, dtype=torch.bfloat16, device="cuda", generator=generator) for _ in range(4))
-    tensors = [q, k / D**0.5, v, log_decay.abs_().mul_(-0.1), torch.rand(B, T, H, device="cuda", generator=generator)]
-
-    def read(q, k, v, log_decay, step):
-        o, state = ttr.regress(q, k, v, "kda", log_decay=log_decay, step=step, path="triton")
-        return o, state.weights["W"]
-
-    with unchosen():
-        (o, last), (alone, last_alone) = read(*tensors), read(*(x[-1:].clone() for x in tensors))
-    assert torch.isfinite(alone).all() and alone.abs().max() > 0
-    torch.testing.assert_close(o[-1:], alone, rtol=2e-2, atol=2e-3)  # alone it is cut into segments
-    torch.testing.assert_close(last[-1:], last_alone, rtol=2e-2, atol=2e-3)
-
-
-@needs_a_gpu
-@pytest.mark.parametrize("name", ["gla", "rwkv7"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_compiled_by_inductor_and_captured_by_a_cuda_graph(name, packed):
-    """Nothing asks the host: not the sequences' bounds, nor which chunks are far."""
-    case = in_dtype(inputs(name, [100, 1, 40] if packed else 141, H=2, Hv=4, dk=64, dv=64), torch.bfloat16, "cuda")
-    leaves = {n: t.requires_grad_() for n, t in case.tensors.items()}
-
-    def loss():
-        o, state = testing.call(replace(case, tensors=leaves), "triton")
-        return o.float().square().sum() + state.weights["W"].square().sum()
-
-    with unchosen():
-        expected = torch.autograd.grad(loss(), list(leaves.values()))
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(), list(leaves.values()))
-        for x, y in zip(got, expected, strict=True):
-            torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-3)
-        with torch.no_grad():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    testing.call(case, "triton")
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                captured = testing.call(case, "triton")[0]
-            leaves["v"].copy_(leaves["v"].flip(1))
-            graph.replay()
-            assert torch.equal(captured, testing.call(case, "triton")[0])

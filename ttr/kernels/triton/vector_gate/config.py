@@ -34,8 +34,7 @@ class Config(NamedTuple):
 def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
     """reach is what a number bears: of products of two factors 2^reach, fp16 has few."""
     if dtype == torch.float32:
-        tile = Launch(32, 4, 1)
-        few = Launch(16, 4, 1)
+        tile, few = Launch(32, 4, 1), Launch(16, 4, 1)
         return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, few, few)
     scan, reach = Launch(64, 8, 1) if max(dk, dv) > 128 else Launch(64, 4, 2), 4.0 if dtype == torch.float16 else 40.0
     tile = Launch(NARROWEST, 4, 1)
