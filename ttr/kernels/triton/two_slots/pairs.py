@@ -10,6 +10,7 @@ from .levels import levels_of, load_column, load_look, load_read, masks
 
 @triton.jit
 def added(a, b, c, d):
+    """Two pairs of numbers, for `tl.reduce`."""
     return a + c, b + d
 
 

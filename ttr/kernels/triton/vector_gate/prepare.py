@@ -18,7 +18,7 @@ import triton.language as tl
 from ..launch import kernel
 from ..scalar_gate.inverse import unit_lower_inverse
 from ..tiles import load_numbers, load_rows, locate, product, sequence, store_pairs, store_rows
-from .decays import around_middle, in_order, load_decays, order, power, summed
+from .decays import around_middle, in_order, load_decays, order, power
 
 
 @triton.jit
@@ -41,22 +41,6 @@ def store_added_errors(
     if not SOLVED:
         a = -product(solved, a.to(solved.dtype), PRECISION)
     store_pairs(added_errors, token, head, a, t, valid, HV, C)
-
-
-@triton.jit
-def store_looks(
-    looks, solved, k, log_decay, head, token, t, valid,
-    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, LOOK_BEFORE: tl.constexpr, WIDE: tl.constexpr,
-    PER_TOKEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """-inverse (x 2^G) of a chunk. k: of its key head."""
-    for start in range(0, DK, BK):
-        channels = start + tl.arange(0, BK)
-        key = load_rows(k, token, t, valid, channels, H * DK, DK, BK)
-        x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
-        G, before, _whole = summed(x, t, LOOK_BEFORE, WIDE)
-        decayed = (key.to(tl.float32) * power(before if LOOK_BEFORE else G)).to(key.dtype)
-        store_rows(looks + head * DK, token, -product(solved, decayed, PRECISION), t, valid, channels, HV * DK, DK, BK)
 
 
 @triton.jit
