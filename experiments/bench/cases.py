@@ -137,7 +137,7 @@ CASES = {
         Layer(
             name="lact",
             title="LaCT's fast weights (layer)",
-            who=("ttr",),
+            who=("ttr", "ttr-compiled"),
             shapes=LACT,
             preset="lact",
             operations=flops.lact,

@@ -124,7 +124,7 @@ def test_every_case_has_shapes_of_its_own():
     at = {(group.case.name, group.shape.name): group.whos for group in groups if group.kind == "both"}
     assert at["ttt_linear", "8x2048-d64"] == ("ttr", "fla", "fla-fused")
     assert at["titans", "2x8192-d64"] == ("ttr", "ttr-compiled", "titans_pytorch", "titans_pytorch-b64")
-    assert at["lact", "1x16384-h4-d256"] == ("ttr",)
+    assert at["lact", "1x16384-h4-d256"] == ("ttr", "ttr-compiled")
     assert {SHAPES[shape].B * SHAPES[shape].T for _, shape in at} == {16384}
     assert [g.whos for g in groups if g.kind == "cold"] == [(who,) for name in nonlinear for who in CASES[name].who]
 

@@ -54,7 +54,7 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid")
+OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "maxnreg")
 # the classes that most have (the first in every way to call it), the widest tiles, float32
 SUBSET = ("erase 128 128 2", "add 128 128 2", "erase 64 64 2", "erase 256 256 2", "add 256 256 2", "erase 128 128 4")
 # plain: everything given and learned; before: who looks and reads before the token's decay; bare: no state, nothing learned of the decay
@@ -171,18 +171,20 @@ def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: 
     return found
 
 
-# tokens of a mini-batch, slots; with biases: Titans' memory, TTT-MLP; heads of 64, 256 hidden units
-TWO_LAYERS = ((64, 2, False), (16, 1, True))
+# tokens of a mini-batch, slots, warps of a scan; with biases: Titans' memory, TTT-MLP; heads of 64, 256 hidden units
+TWO_LAYERS = ((64, 2, 4, False), (16, 1, 8, True), (64, 2, 8, False), (16, 1, 4, True))
+TWO_LAYERS_SUBSET = TWO_LAYERS[:2]
 
 
-def two_layer_launches(size: int, slots: int, biased: bool) -> list[tuple]:
+def two_layer_launches(size: int, slots: int, warps: int, biased: bool) -> list[tuple]:
     """The launches of mini-batches on two layers, forward and backward, in bfloat16, as on a GPU of 132 multiprocessors."""
     found = []
     record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
     parts = mock.patch.object(two_layers, "parts_of", lambda hidden, device: hidden // 64)
-    together = mock.patch.object(two_layers, "heads_at_once", lambda hidden, device: 33)
-    few = mock.patch.object(two_layers, "group_of", lambda batches, hidden, device: 2)
-    with record, parts, together, few, torch.device("meta"):
+    together = mock.patch.object(two_layers, "heads_at_once", lambda hidden, device: 66)
+    few = mock.patch.object(two_layers, "group_of", lambda batches, heads, hidden, device: 2)
+    own = mock.patch.object(two_layers, "warps_of", lambda heads, hidden, device: warps)
+    with record, parts, together, few, own, torch.device("meta"):
         B, M, H, d, hidden = 2, 4, 16, 64, 256
         q = torch.empty(B, M * size, H, d, dtype=torch.bfloat16)
         form = two_layers.Form(size, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
@@ -289,7 +291,7 @@ def vector_gates(rule: vector_plan.Rule, d: int) -> list[tuple]:
         q, initial = torch.empty(B, T, H, d, dtype=torch.bfloat16), torch.empty(B, H, d, d)
         weight = None if not rule.erase else q if rule.added else torch.empty(B, T, H)
         given = q, q, q, q if rule.added else None, torch.empty(B, T, H, d), weight, initial, None
-        config = vector_config.config_of(q.dtype, d, d)
+        config = vector_config.config_of(q.dtype, d, d, rule.erase, rule.added)
         o, last, saved = vector_gate.forward(*given, 0.1, rule, config, 2, True)
         vector_gate.backward(o, last, *given, saved, 0.1, rule, config, 2)
     return found
@@ -351,9 +353,9 @@ def main(everything: bool) -> dict:
     for sizes in MINI_BATCHES:
         for launch in mini_batches(*sizes):
             add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)
-    for sizes in TWO_LAYERS:
+    for sizes in TWO_LAYERS if everything else TWO_LAYERS_SUBSET:
         for launch in two_layer_launches(*sizes):
-            add(f"two layers {' '.join(map(str, sizes[:2]))}", *launch)
+            add(f"two layers {' '.join(map(str, sizes[:3]))}", *launch)
     for sizes in TWO_SLOTS if everything else TWO_SLOTS_SUBSET:
         for launch in two_slot_launches(*sizes):
             add(f"two slots {' '.join(map(str, sizes))}", *launch)

@@ -67,7 +67,7 @@ def test_in_groups(name, monkeypatch):
     """One head and one mini-batch at a time: what a group begins with is kept, or handed on."""
     monkeypatch.setattr(run, "heads_at_once", lambda hidden, device: 1)
     for where in (op, run):
-        monkeypatch.setattr(where, "group_of", lambda batches, hidden, device: 1)
+        monkeypatch.setattr(where, "group_of", lambda batches, heads, hidden, device: 1)
     check(case_of(MECHANISMS[name], T=48, B=2, H=1, Hv=1, dk=16, dv=16))
 
 
@@ -166,10 +166,18 @@ def test_on_the_gpu(name, d, size, expansion, dtype):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_few_heads_on_the_gpu(dtype):
+    """A multiprocessor for every program, where `test_on_the_gpu` has two programs on each."""
+    spec = ttr.spec(MECHANISMS["titans"], optimizer={"mini_batch": 64}, regressor={"expansion": 4.0})
+    check(case_of(spec, dtype, "cuda", T=64 * 3, B=1, H=8, Hv=8, dk=64, dv=64), BOUNDS[dtype])
+
+
+@needs_gpu
 def test_in_groups_on_the_gpu(monkeypatch):
     """Several programs a head and several groups of mini-batches: what each begins with is kept, and nobody counts on."""
     for where in (op, run):
-        monkeypatch.setattr(where, "group_of", lambda batches, hidden, device: 2)
+        monkeypatch.setattr(where, "group_of", lambda batches, heads, hidden, device: 2)
     spec = ttr.spec(MECHANISMS["titans"], optimizer={"mini_batch": 64}, regressor={"expansion": 4.0})
     check(case_of(spec, torch.bfloat16, "cuda", T=64 * 5, B=5, H=8, Hv=8, dk=64, dv=64), BOUNDS[torch.bfloat16])
 

@@ -226,7 +226,7 @@ def test_no_tile_of_16_bits_is_narrower_than_64(dtype, dk, dv, erase):
     from ttr.kernels.triton.vector_gate import plan
 
     q, v = torch.empty(2, 200, 1, dk, dtype=dtype, device="meta"), torch.empty(2, 200, 1, dv, dtype=dtype, device="meta")
-    config = configuration.config_of(dtype, dk, dv)
+    config = configuration.config_of(dtype, dk, dv, erase, erase)
     rule, log_decay = plan.rule_of(erase, erase, False, False), torch.empty(2, 200, 1, dk, device="meta")
     with mock.patch.object(torch.Tensor, "get_device", lambda _: 0):
         made = plan.plan_of(plan.kind_of(q, v, log_decay, None, None, None, rule, config, 2, None), True, True, True)

@@ -32,19 +32,24 @@ class Kernel:
         self.fn = fn
         self.compiled: dict[tuple, tuple] = {}
 
-    def bind(self, grid: tuple[int, ...], warps: int, stages: int = 1, together: bool = False, **constants: Any) -> Bound:
-        """together: all programs run at the same time, or the launch fails. constants: the tl.constexpr parameters."""
-        return Bound(self, grid, warps, stages, together, constants)
+    def bind(
+        self, grid: tuple[int, ...], warps: int, stages: int = 1, together: bool = False, registers: int | None = None, **constants: Any
+    ) -> Bound:
+        """together: all programs run at the same time, or the launch fails. registers: of a thread, at most. constants: the
+        tl.constexpr parameters."""
+        options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
+        if together:
+            options["launch_cooperative_grid"] = True
+        if registers is not None:
+            options["maxnreg"] = registers
+        return Bound(self, grid, options, constants)
 
 
 class Bound:
-    """A kernel with all that stays the same from call to call of one kind: grid, constants, warps, and which arguments are None."""
+    """A kernel with all that stays the same from call to call of one kind: grid, constants, options, and which arguments are None."""
 
-    def __init__(self, kernel: Kernel, grid: tuple[int, ...], warps: int, stages: int, together: bool, constants: dict[str, Any]):
-        self.kernel, self.grid, self.constants = kernel, (*grid, 1, 1)[:3], constants
-        self.options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
-        if together:
-            self.options["launch_cooperative_grid"] = True
+    def __init__(self, kernel: Kernel, grid: tuple[int, ...], options: dict[str, Any], constants: dict[str, Any]):
+        self.kernel, self.grid, self.options, self.constants = kernel, (*grid, 1, 1)[:3], options, constants
         self.ready: tuple | None = None
 
     def __call__(self, *arguments: Tensor | Piece | float | None) -> None:
@@ -61,7 +66,7 @@ class Bound:
         """What another bound call was compiled to, if it fits; otherwise compile and launch, and None."""
         types = tuple(getattr(x, "dtype", x is None) for x in arguments)
         device = next(x for x in arguments if isinstance(x, Tensor)).get_device()
-        key = (device, *self.options.values(), types, tuple(self.constants.get(name) for name in self.kernel.fn.arg_names))
+        key = (device, *self.options.items(), types, tuple(self.constants.get(name) for name in self.kernel.fn.arg_names))
         known = self.kernel.compiled.get(key)
         if known is None:
             compiled = self.through_triton(*arguments)

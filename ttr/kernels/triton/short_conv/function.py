@@ -13,7 +13,7 @@ from ..operators import launched, must_be_seen, ready
 from ..shapes import ceil_div, power_of_two
 from .kernels import short_conv_gradient_kernel, short_conv_kernel
 
-ROWS, STEPS, WIDEST, WARPS = 32, 8, 128, 4  # tokens of a tile, tiles of a program of backward, channels of a tile
+ROWS, STEPS, WIDEST, WARPS = 16, 16, 128, 4  # tokens of a tile, tiles of a program of backward, channels of a tile
 
 
 class ShortConv(torch.autograd.Function):
@@ -54,16 +54,15 @@ class ShortConv(torch.autograd.Function):
 
 def launch(kernel: Any, x: Tensor, weight: Tensor, *rest: Tensor | None) -> None:
     B, T, D = x.shape
-    backward = kernel is short_conv_gradient_kernel
     types = x.dtype, rest[0] is None, x.get_device()
-    bound = _bound(kernel, B * T, D, weight.shape[1], rest[1] is not None, STEPS if backward else 1, types)
+    bound = _bound(kernel, B * T, D, weight.shape[1], rest[1] is not None, types)
     launched(bound, x, weight, *rest, B * T, T)
 
 
 @lru_cache(maxsize=1024)
-def _bound(kernel: Any, total: int, D: int, K: int, packed: bool, steps: int, types: tuple) -> Bound:
+def _bound(kernel: Any, total: int, D: int, K: int, packed: bool, types: tuple) -> Bound:
     """types: the dtype of all, whether there is a history, the device: for each of which a bound kernel is another one."""
     block = min(WIDEST, power_of_two(D))
-    more = {"STEPS": steps} if steps > 1 else {}
-    grid = ceil_div(total, ROWS * steps), ceil_div(D, block)
+    more = {"STEPS": STEPS} if kernel is short_conv_gradient_kernel else {}
+    grid = ceil_div(total, ROWS * more.get("STEPS", 1)), ceil_div(D, block)
     return kernel.bind(grid, WARPS, D=D, K=K, PACKED=packed, ROWS=ROWS, BLOCK=block, **more)

@@ -7,28 +7,36 @@ from ..launch import kernel
 
 
 @triton.jit
-def sequence_of(sequence, t, total, T, PACKED: tl.constexpr):
-    """The sequence of each token."""
+def place_of(sequence, index, t, total, T, PACKED: tl.constexpr):
+    """The sequence of each token, and how many tokens of it came before."""
     if PACKED:
-        return tl.load(sequence + t, mask=t < total, other=0)
+        return tl.load(sequence + t, mask=t < total, other=0), tl.load(index + t, mask=t < total, other=0)
     else:
-        return t // T
+        n = t // T
+        return n, t - n * T
 
 
 @triton.jit
-def place_of(index, t, total, T, PACKED: tl.constexpr):
-    """How many tokens of its sequence came before each token."""
+def follows(sequence, n, i, t, lag, total, T, PACKED: tl.constexpr):
+    """Whether the token `lag` after each at t belongs to its sequence."""
     if PACKED:
-        return tl.load(index + t, mask=t < total, other=0)
+        return (t + lag < total) & (tl.load(sequence + t + lag, mask=t + lag < total, other=-1) == n)
     else:
-        return t % T
+        return (t + lag < total) & (i + lag < T)
 
 
 @triton.jit
 def load_rows(base, row, inside, channels, D: tl.constexpr):
     """Rows of [rows, D] in float32, zero where not inside."""
     mask = inside[:, None] & (channels < D)[None, :]
-    return tl.load(base + row[:, None] * D + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(base + row.to(tl.int64)[:, None] * D + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_rows(base, t, x, total, channels, D: tl.constexpr):
+    """Rows of [total, D], those that there are."""
+    mask = (t < total)[:, None] & (channels < D)[None, :]
+    tl.store(base + t.to(tl.int64)[:, None] * D + channels[None, :], x.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -46,15 +54,14 @@ def short_conv_kernel(
     D: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y_t = sum_j weight_(K - 1 - j) x_(t - j). x, y: [total, D]; weight: [D, K]; history: [N, K - 1, D] or None."""
-    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    n, i = sequence_of(sequence, t, total, T, PACKED), place_of(index, t, total, T, PACKED)
+    n, i = place_of(sequence, index, t, total, T, PACKED)
     out = tl.zeros([ROWS, BLOCK], tl.float32)
     for lag in tl.static_range(K):
         w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
         out += load_before(x, history, n, i, t, total, lag, channels, D, K) * w[None, :]
-    mask = (t < total)[:, None] & (channels < D)[None, :]
-    tl.store(y + t[:, None] * D + channels[None, :], out.to(y.dtype.element_ty), mask=mask)
+    store_rows(y, t, out, total, channels, D)
 
 
 @kernel("total T")
@@ -62,24 +69,30 @@ def short_conv_gradient_kernel(
     x, weight, history, sequence, index, dy, dx, dweight, total, T,
     D: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dx_t = sum_j weight_(K - 1 - j) dy_(t + j); dweight: [programs, K, D], of each program's STEPS times ROWS tokens."""
-    begin = tl.program_id(0).to(tl.int64) * (ROWS * STEPS)
+    """dx_t = sum_j weight_(K - 1 - j) dy_(t + j); dweight_(K - 1 - j) = sum_t x_t dy_(t + j), [programs, K, D]: over a program's tokens.
+
+    STEPS tiles of ROWS tokens a program: over its tiles sums are made within threads, between them once.
+    """
+    begin = tl.program_id(0) * (ROWS * STEPS)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sums = (tl.zeros([ROWS, BLOCK], tl.float32),) * K
     for step in range(STEPS):
         t = begin + step * ROWS + tl.arange(0, ROWS)
-        n = sequence_of(sequence, t, total, T, PACKED)
+        n, i = place_of(sequence, index, t, total, T, PACKED)
+        value = load_rows(x, t, t < total, channels, D)
         out = tl.zeros([ROWS, BLOCK], tl.float32)
+        added = ()
         for lag in tl.static_range(K):
             w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
-            later = sequence_of(sequence, t + lag, total, T, PACKED)
-            out += load_rows(dy, t + lag, (t + lag < total) & (later == n), channels, D) * w[None, :]
-        mask = (t < total)[:, None] & (channels < D)[None, :]
-        tl.store(dx + t[:, None] * D + channels[None, :], out.to(dx.dtype.element_ty), mask=mask)
+            given = load_rows(dy, t + lag, follows(sequence, n, i, t, lag, total, T, PACKED), channels, D)
+            out += given * w[None, :]
+            dw = sums[lag] + given * value
+            if history is not None:
+                before = load_rows(history, (n + 1) * (K - 1) + i - lag, (t < total) & (i < lag), channels, D)
+                dw += before * load_rows(dy, t, (t < total) & (i < lag), channels, D)
+            added = added + (dw,)
+        sums = added
+        store_rows(dx, t, out, total, channels, D)
     for lag in tl.static_range(K):
-        out = tl.zeros([ROWS, BLOCK], tl.float32)
-        for step in range(STEPS):
-            t = begin + step * ROWS + tl.arange(0, ROWS)
-            n, i = sequence_of(sequence, t, total, T, PACKED), place_of(index, t, total, T, PACKED)
-            out += load_before(x, history, n, i, t, total, lag, channels, D, K) * load_rows(dy, t, t < total, channels, D)
-        at = dweight + (tl.program_id(0).to(tl.int64) * K + (K - 1 - lag)) * D + channels
-        tl.store(at, tl.sum(out, 0), mask=channels < D)
+        at = dweight + (tl.program_id(0) * K + (K - 1 - lag)).to(tl.int64) * D + channels
+        tl.store(at, tl.sum(sums[lag], 0), mask=channels < D)

@@ -35,8 +35,8 @@ def _backward(do, dlast, *args):
 
 
 def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, size, hidden, *options):
-    batches, device = v.shape[1] // size, v.device.index if v.is_cuda else -1
-    several = ceil_div(batches, group_of(batches, hidden, device)) - 1 if options[-1] else 0
+    batches, heads, device = v.shape[1] // size, v.shape[0] * v.shape[2], v.device.index if v.is_cuda else -1
+    several = ceil_div(batches, group_of(batches, heads, hidden, device)) - 1 if options[-1] else 0
     return *empty_likes(v, first), first.new_empty((several, *first.shape))
 
 

@@ -12,7 +12,7 @@ from ..launch import Bound, prepare
 from ..shapes import ceil_div, power_of_two
 from .advance import advance_kernel
 from .outputs import outputs_kernel
-from .parts import UNITS, group_of, heads_at_once, parts_of
+from .parts import UNITS, group_of, heads_at_once, parts_of, warps_of
 from .readers import readers_kernel
 from .retreat import retreat_kernel
 from .writers import writers_kernel
@@ -74,8 +74,9 @@ def launches(kind: Kind) -> dict[str, Bound]:
     out = {name: kernel.bind(reads, 4, **constants, BEFORE=form.before) for name, kernel in READS.items()}
     out["written_gradient"] = written_gradient_kernel.bind(reads, 4, **constants)
     own = constants | {"BM": UNITS if parts > 1 else max(16, power_of_two(form.hidden)), "PARTS": parts}
+    warps = warps_of(kind.heads, form.hidden, kind.device)
     for name, kernel in SCANS.items():
-        out[name] = kernel.bind(scans, 8, together=parts > 1, **own)
+        out[name] = kernel.bind(scans, warps, together=parts > 1, **own)
     return out
 
 
@@ -123,7 +124,7 @@ class Prepared:
             prepare()
         (N, T, H, dk), (HV, dv), device = q.shape, v.shape[2:], q.get_device()
         self.T, self.batches = T, T // form.size
-        self.count = group_of(self.batches, form.hidden, device)
+        self.count = group_of(self.batches, N * HV, form.hidden, device)
         self.groups = groups(N * HV, self.batches, self.count, heads_at_once(form.hidden, device))
         given = gamma is not None, mask is not None, factor is not None, mixed
         self.kind = Kind(0, 0, H, HV, dk, dv, slots, form, *given, q.dtype, device)

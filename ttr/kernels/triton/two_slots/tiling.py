@@ -9,11 +9,12 @@ import torch
 
 
 class Launch(NamedTuple):
-    """Channels of a tile (of those that the kernel goes over in tiles), warps, stages."""
+    """Channels of a tile (of those that the kernel goes over in tiles), warps, stages, registers of a thread at most."""
 
     tile: int
     warps: int
     stages: int = 1
+    registers: int | None = None
 
 
 class Tiling(NamedTuple):
@@ -33,4 +34,4 @@ def tiling_of(dtype: torch.dtype, device: str) -> Tiling:
     if dtype == torch.float32:
         return Tiling(16, Launch(0, 1), Launch(32, 4), Launch(32, 4), Launch(32, 4), Launch(0, 1), Launch(16, 1))
     scan = Launch(64, 4, 2)
-    return Tiling(64, Launch(0, 4), scan, scan, scan, Launch(0, 4), Launch(32, 4, 2))
+    return Tiling(64, Launch(0, 4), scan, scan, scan, Launch(0, 8, 1, 128), Launch(32, 4, 2))

@@ -31,14 +31,19 @@ class Config(NamedTuple):
     segments: Launch
 
 
-def config_of(dtype: torch.dtype, dk: int, dv: int) -> Config:
-    """reach is what a number bears: of products of two factors 2^reach, fp16 has few."""
+def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool) -> Config:
+    """reach is what a number bears: of products of two factors 2^reach, fp16 has few. erase, added: of the rule, in `plan`."""
     if dtype == torch.float32:
         tile, few = Launch(32, 4, 1), Launch(16, 4, 1)
         return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, few, few)
-    scan, reach = Launch(64, 8, 1) if max(dk, dv) > 128 else Launch(64, 4, 2), 4.0 if dtype == torch.float16 else 40.0
-    tile = Launch(NARROWEST, 4, 1)
-    return Config(64, reach, tile, scan, scan, scan, Launch(128, 4, 1), tile, tile, tile, Launch(16, 4, 1))
+    reach = 4.0 if dtype == torch.float16 else 40.0
+    tile, wide, ahead = Launch(NARROWEST, 4, 1), Launch(128, 4, 1), Launch(NARROWEST, 4, 3)
+    if max(dk, dv) > 128:
+        forward = states = reverse = Launch(NARROWEST, 8, 1)
+    else:  # three stages where they fit in shared memory, and were faster
+        forward = Launch(NARROWEST, 4, 2)
+        states, reverse = forward if added else ahead, forward if erase else ahead
+    return Config(64, reach, tile if added else wide, forward, states, reverse, wide, tile, ahead, tile, Launch(16, 4, 1))
 
 
 class Choice(NamedTuple):
@@ -50,18 +55,18 @@ class Choice(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _choose(arch: str, dtype: torch.dtype, dk: int, dv: int, heads: Any, T: Any) -> Choice:
-    config, processors = config_of(dtype, dk, dv), configs.multiprocessors(arch)
+def _choose(arch: str, dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, heads: Any, T: Any) -> Choice:
+    config, processors = config_of(dtype, dk, dv, erase, added), configs.multiprocessors(arch)
     programs = heads * ceil_div(dv, config.forward.tile)
     pieces = configs.segments(config.chunk, processors, programs, T)
     few: Any = 1 - torch.sym_min(1, programs // max(1, 7 * processors // 10))
     return Choice(config, pieces, few * pieces)
 
 
-def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, heads: Any, T: Any) -> Choice:
+def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, heads: Any, T: Any) -> Choice:
     """heads: sequences x value heads. heads and T may be symbols."""
     symbolic = isinstance(heads, torch.SymInt) or isinstance(T, torch.SymInt)
-    return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, heads, T)
+    return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, erase, added, heads, T)
 
 
 def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int, save: bool = True) -> Layout:

@@ -22,18 +22,18 @@ from .config import Choice, choose, saved
 TENSORS = 8  # the first arguments of an operator
 
 
-def _choose(q: Tensor, v: Tensor, cu_seqlens: Tensor | None) -> Choice:
+def _choose(q: Tensor, v: Tensor, p: Tensor | None, erase: bool, cu_seqlens: Tensor | None) -> Choice:
     """Heads and channels are numbers, N and T may be symbols."""
     Hv, dv = index(v.shape[2]), index(v.shape[3])
     n = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return choose(configs.arch_of(q.device), q.dtype, index(q.shape[3]), dv, n * Hv, q.shape[1])
+    return choose(configs.arch_of(q.device), q.dtype, index(q.shape[3]), dv, erase, p is not None, n * Hv, q.shape[1])
 
 
 def _forward(q, k, v, p, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
     from . import run
     from .plan import rule_of
 
-    config, segments, room = _choose(q, v, cu_seqlens)
+    config, segments, room = _choose(q, v, p, erase, cu_seqlens)
     given: Any = ready(q, k, v, p, log_decay, weight, initial, cu_seqlens)
     rest: Any = scale, rule_of(erase, p is not None, look_before, read_before), config, segments, save, room
     return run.forward(*given, *rest)
@@ -45,7 +45,7 @@ def _backward(
     from . import run
     from .plan import rule_of
 
-    config, segments, room = _choose(q, v, cu_seqlens)
+    config, segments, room = _choose(q, v, p, erase, cu_seqlens)
     given: Any = ready(do, dlast, q, k, v, p, log_decay, weight, initial, cu_seqlens, kept)
     rest: Any = scale, rule_of(erase, p is not None, look_before, read_before), config, segments, learned, room
     dq, dk, dv, dp, dlog_decay, dweight, dinitial = run.backward(*given, *rest)
@@ -59,7 +59,7 @@ def _backward(
 def _fake_forward(q, k, v, p, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
     s = sizes_of(q, v, cu_seqlens)
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    config, _, room = _choose(q, v, cu_seqlens)
+    config, _, room = _choose(q, v, p, erase, cu_seqlens)
     return o, last, v.new_empty((saved(s, q.dtype, erase, config, room).size if save else 0,), dtype=torch.uint8)
 
 
