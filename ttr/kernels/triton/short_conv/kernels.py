@@ -90,7 +90,7 @@ def short_conv_gradient_kernel(
             if history is not None:
                 before = load_rows(history, (n + 1) * (K - 1) + i - lag, (t < total) & (i < lag), channels, D)
                 dw += before * load_rows(dy, t, (t < total) & (i < lag), channels, D)
-            added = added + (dw,)
+            added = added + (dw,)  # noqa: RUF005 - Triton knows no starred one
         sums = added
         store_rows(dx, t, out, total, channels, D)
     for lag in tl.static_range(K):

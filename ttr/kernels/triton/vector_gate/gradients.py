@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_rows, locate, sequence, store_rows
+from ..tiles import load_block, load_rows, locate, sequence, store_rows
 from .decays import added_up, from_middle, halves, load_decays, load_weights, power
 from .rounds import load_pairs
 
@@ -44,21 +44,15 @@ def load_transposed(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
 
 
 @triton.jit
-def through_gradient(
-    rows, gradients, states, token, t, valid, channels, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, PASSING: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`through_state` of a state's gradient D and, with PASSING, <S, D> over the values, [1, BK]: one loop, whose loads run ahead."""
-    x = tl.zeros([t.shape[0], BK], tl.float32)
-    total = tl.zeros([1, BK], tl.float32)
-    for start in tl.range(0, DV, BV, num_stages=3):
-        values = start + tl.arange(0, BV)
-        gradient = load_transposed(gradients, channels, values, DK, DV)
-        if PASSING:
-            state = load_transposed(states, channels, values, DK, DV)
-            total += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 0)[None, :]
-        x = tl.dot(load_rows(rows, token, t, valid, values, HV * DV, DV, BV), gradient, acc=x, input_precision=PRECISION)
-    return x, total
+def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
+    """<S, D> over the values, [1, BK]. Not in the loop of `through_state`, which loads D too: there Triton 3.6 gave wrong dk on Hopper."""
+    total = tl.zeros([BK, 64], tl.float32)
+    for start in range(0, DV, 64):
+        values = start + tl.arange(0, 64)
+        total += load_block(states, channels, values, DK, DV).to(tl.float32) * load_block(gradients, channels, values, DK, DV).to(
+            tl.float32
+        )
+    return tl.sum(total, 1)[None, :]
 
 
 @triton.jit
@@ -178,14 +172,11 @@ def gradients_kernel(
         store_rows(dk + head * DK, token, x * up, looking, looking < count, channels, HV * DK, DK, BK)
         tl.debug_barrier()  # read below, in other rows
 
-    x, passed = through_gradient(
-        error + head * DV, gradients, states, token, t, valid, channels, HV, DK, DV, BK, BV, LEARNED, PRECISION
-    )  # fmt: skip
-    x *= power(rest)
+    x = through_state(error + head * DV, gradients, token, t, valid, channels, HV, DK, DV, BK, BV, PRECISION) * power(rest)
     key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
     b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
     writer = (key.to(tl.float32) * b * power(-anew(G, 3))).to(operand)
-    onward = tl.sum(writer.to(tl.float32) * x, 0)[None, :] + passed * power(anew(middle, 2) + anew(rest, 2))
+    onward = tl.sum(writer.to(tl.float32) * x, 0)[None, :]
     x = tl.dot(load_pairs(reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
     if ERASE:
         x = tl.dot(load_pairs(looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
@@ -214,4 +205,5 @@ def gradients_kernel(
             net -= adder.to(tl.float32) * x
         store_rows(dp + head * DK, token, x * power(-anew(G, 6)), t, valid, channels, HV * DK, DK, BK)
     if LEARNED:
+        onward += passing(states, gradients, channels, DK, DV, BK) * power(middle + rest)
         store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net, onward, operand, HV, DK)

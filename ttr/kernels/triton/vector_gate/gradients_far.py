@@ -1,25 +1,12 @@
 """The gradients of queries, keys and log decays in far chunks (`decays`): what `gradients` says, with the pairs in rounds."""
 
-import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_rows, locate, sequence, store_rows
+from ..tiles import load_rows, locate, sequence, store_rows
 from .decays import load_decays, load_weights, power, summed
-from .gradients import store_decay_gradient, through_state
+from .gradients import passing, store_decay_gradient, through_state
 from .rounds import ITEMS, columns_gradient, rows_gradient
-
-
-@triton.jit
-def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
-    """<S, D> over the values, [1, BK]."""
-    total = tl.zeros([BK, 64], tl.float32)
-    for start in range(0, DV, 64):
-        values = start + tl.arange(0, 64)
-        total += load_block(states, channels, values, DK, DV).to(tl.float32) * load_block(gradients, channels, values, DK, DV).to(
-            tl.float32
-        )
-    return tl.sum(total, 1)[None, :]
 
 
 @kernel("N T tokens number scale weight_stride")
