@@ -40,9 +40,9 @@ from ttr.kernels.triton.vector_gate import plan as vector_plan
 from ttr.kernels.triton.vector_gate import run as vector_gate
 
 if __package__:
-    from .ttgir import miscompiled_transposes
+    from .ttgir import miscompiled_transposes, overwritten_operands
 else:
-    from ttgir import miscompiled_transposes
+    from ttgir import miscompiled_transposes, overwritten_operands
 
 TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -74,6 +74,22 @@ def transposed_accumulator(a, b, out, STORED: tl.constexpr):
     if not STORED:
         z = tl.dot(z, y).to(tl.bfloat16)
     tl.store(out + at, z)
+
+
+@triton.jit
+def overwritten_operand(a, b, out, sums, SUMMED: tl.constexpr):
+    """A control of the lint: in a loop that runs ahead, an operand that is also (SUMMED) summed, or not."""
+    i = tl.arange(0, 64)
+    at = i[:, None] * 256 + i[None, :]
+    product = tl.zeros([64, 64], tl.float32)
+    total = tl.zeros([64], tl.float32)
+    for start in tl.range(0, 256, 64, num_stages=3):
+        x, y = tl.load(a + at + start), tl.load(b + at + start * 256)
+        if SUMMED:
+            total += tl.sum(y.to(tl.float32), 0)
+        product = tl.dot(x, y, acc=product)
+    tl.store(out + i[:, None] * 64 + i[None, :], product)
+    tl.store(sums + i, total)
 
 
 def launches(key: configs.ShapeClass, config: configs.Config, call: str, n: int = 1) -> list[tuple]:
@@ -328,13 +344,15 @@ def compiled(src: ASTSource, options: dict) -> dict:
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     return {
         "registers": int(registers), "stack": int(stack), "shared": kernel.metadata.shared, **options,
-        "transposes": miscompiled_transposes(kernel.asm["ttgir"]),
+        "transposes": miscompiled_transposes(kernel.asm["ttgir"]), "overwritten": overwritten_operands(kernel.asm["ttgir"]),
     }  # fmt: skip
 
 
 def main(everything: bool) -> dict:
     a = torch.empty(64, 64, dtype=torch.bfloat16, device="meta")
-    controls = {name: compiled(*source(transposed_accumulator, (a, a, a, name == "stored"), {})) for name in ("pattern", "stored")}
+    controls = {name: compiled(*source(transposed_accumulator, (a, a, a, name == "stored"), {})) for name in ("transposed", "stored")}
+    b = torch.empty(64, 64, device="meta")
+    controls |= {name: compiled(*source(overwritten_operand, (a, a, b, b, name == "summed"), {})) for name in ("summed", "multiplied")}
     out, done = [], set()
 
     def add(what: str, kernel: JITFunction, args: tuple, kwargs: dict) -> None:

@@ -1,8 +1,11 @@
-"""A lint of compiled kernels: transposed accumulators that become operands, which Triton 3.4 to 3.7 miscompiles on Hopper.
+"""Lints of compiled kernels: what Triton 3.6 compiles to wrong numbers on Hopper, without a message.
 
-`tl.dot(tl.trans(acc), x)`: fla-org/flash-linear-attention#640, wrong numbers without a message. In TTGIR it shows as a
-`tt.trans` of what a dot gave, still in an accumulator's layout, whose result reaches a dot's operand, in registers or
-through a `local_alloc`. A transpose that is only stored is right, and so is one of what was loaded.
+Transposed accumulators that become operands, `tl.dot(tl.trans(acc), x)` (Triton 3.4 to 3.7; fla-org/flash-linear-attention#640).
+In TTGIR it shows as a `tt.trans` of what a dot gave, still in an accumulator's layout, whose result reaches a dot's operand, in
+registers or through a `local_alloc`. A transpose that is only stored is right, and so is one of what was loaded.
+
+Operands that are overwritten while they are multiplied: a loop that runs ahead, in which a tile is both an operand and read
+otherwise, gets one buffer too few for it. The copy for a later round then goes where a product that nobody has waited for reads.
 """
 
 import re
@@ -54,6 +57,48 @@ def miscompiled_transposes(ttgir: str) -> list[str]:
         if _reaches(name, dots, graph.sources, graph) and _reaches(name, operands, users, graph):
             found.append(value.line.strip())
     return found
+
+
+def overwritten_operands(ttgir: str) -> list[str]:
+    """The copies in loops that go to a buffer which a product may still read.
+
+    Of B buffers, filled by d copies before the loop, round i fills the one of round i + d - B. When it does, products of p rounds may be
+    under way: this one and those before it, or where the copy comes before the product, those before it alone.
+    """
+    lines = [re.sub(r"\s*loc\(.*$", "", line).strip() for line in ttgir.splitlines()]
+    buffers, views, before, found = {}, {}, {}, []  # view -> its buffers; buffers -> copies so far
+    loops: list[dict] = []  # of every open region, for those that are loops: copies, operands in use, waits
+    for at, text in enumerate(lines):
+        name = text.partition(" = ")[0]
+        if made := re.search(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x.*mutable>", text):
+            buffers[name] = int(made[1])
+        elif view := re.search(r"= ttg\.memdesc_(?:index|trans|subslice|reinterpret) (%[\w$.-]+)", text):
+            views[name] = views.get(view[1], view[1])
+        loop = next((x for x in reversed(loops) if x), None)
+        if "async_copy_global_to_local" in text or "async_tma_copy_global_to_local" in text:
+            for target in {views[x] for x in NAME.findall(text)[1:] if views.get(x) in buffers}:
+                if loop is None:
+                    before[target] = before.get(target, 0) + 1
+                else:
+                    loop["copies"].append((target, at, text))
+        elif loop is not None and "warp_group_dot " in text and "isAsync = true" in text:
+            loop["operands"] |= {views[x] for x in NAME.findall(text) if views.get(x) in buffers}
+        elif loop is not None and (wait := re.search(r"warp_group_dot_wait.*pendings = (\d+)", text)):
+            loop["waits"].append((int(wait[1]), at))
+        if text.startswith("}") and loops:
+            found += _overwriting(loops.pop(), buffers, before)
+        if text.endswith("{"):
+            loops.append({"copies": [], "operands": set(), "waits": []} if "scf.for" in text else {})
+    return found
+
+
+def _overwriting(loop: dict, buffers: dict[str, int], before: dict[str, int]) -> list[str]:
+    pendings, waited = max(loop.get("waits", ()), default=(0, 0))
+    return [
+        text
+        for target, at, text in loop.get("copies", ())
+        if target in loop["operands"] and pendings and buffers[target] - before.get(target, 0) < pendings + (at < waited)
+    ]
 
 
 def _reaches(start: str, goals: set[str], neighbours: dict[str, set[str]], graph: Graph) -> bool:

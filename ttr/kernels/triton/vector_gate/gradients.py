@@ -45,7 +45,8 @@ def load_transposed(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
 
 @triton.jit
 def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
-    """<S, D> over the values, [1, BK]. Not in the loop of `through_state`, which loads D too: there Triton 3.6 gave wrong dk on Hopper."""
+    """<S, D> over the values, [1, BK]. Not in the loop of `through_state`, which loads D too: Triton 3.6 overwrites an operand there
+    that is read otherwise as well (tests/kernels/triton/ttgir.py)."""
     total = tl.zeros([BK, 64], tl.float32)
     for start in range(0, DV, 64):
         values = start + tl.arange(0, 64)
