@@ -6,6 +6,8 @@ import torch
 import ttr
 from ttr import testing
 
+from .cuda_graph import captured
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the same rows run on the CPU in test_conformance.py")
 
 ROWS = [
@@ -49,14 +51,7 @@ def test_decoding_under_a_cuda_graph_needs_no_host():
     x = torch.randn(2, 64, device="cuda")
     with torch.no_grad():
         state = mixer.prefill(torch.randn(2, 9, 64, device="cuda"))[1]
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                mixer.step(x, state)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y, _ = mixer.step(x, state)
+        graph, (y, _) = captured(lambda: mixer.step(x, state))
         x.copy_(torch.randn_like(x))
         graph.replay()
         torch.testing.assert_close(y, mixer.step(x, state)[0])

@@ -8,6 +8,8 @@ from ttr import testing
 from ttr.kernels import decode as module
 from ttr.state import flatten
 
+from ..cuda_graph import captured
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: test_decode.py runs the step in the interpreter")
 
 GATED = {"optimizer": "delta", "gate": "scalar"}
@@ -76,14 +78,10 @@ class TestOnAGPU:
         eager = state.clone()
         held = {n: x.clone() for n, x in given[0].items()}
         warm = state.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            ttr.decode(**held, spec=spec, state=warm, params=params)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            o = ttr.decode(**held, spec=spec, state=state, params=params)
+        graph, o = captured(
+            lambda: ttr.decode(**held, spec=spec, state=state, params=params),
+            warm=lambda: ttr.decode(**held, spec=spec, state=warm, params=params),
+        )
         for token in given:
             for name, x in token.items():
                 held[name].copy_(x)

@@ -7,6 +7,7 @@ import ttr
 from ttr.kernels.triton.configs import arch_of, config_for
 from ttr.kernels.triton.scalar_gate import run
 
+from ..cuda_graph import captured
 from . import direct
 from .mechanisms import MECHANISMS, inputs
 
@@ -91,16 +92,8 @@ def test_forward_is_captured_by_a_cuda_graph(name, packed):
             o, state = ttr.regress(spec=MECHANISMS[name], path="triton", **given)
             return o, state.weights["W"]
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = call()
+        graph, replayed = captured(call)
         given["v"].copy_(fresh)
         graph.replay()
-        for x, y in zip(captured, call(), strict=True):
+        for x, y in zip(replayed, call(), strict=True):
             assert torch.equal(x, y)

@@ -13,6 +13,7 @@ from ttr.kernels.decode import step_of
 from ttr.kernels.triton.least_squares import plan, run
 from ttr.kernels.triton.least_squares.op import LeastSquares
 
+from ..cuda_graph import captured
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
 
@@ -363,15 +364,7 @@ def test_forward_is_captured_by_a_cuda_graph(packed):
     case = in_dtype(testing.pack(case, (100, 41)) if packed else case, torch.bfloat16, "cuda")
     fresh = case.tensors["q"].flip(1)
     with torch.no_grad():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                testing.call(case, "triton")
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            o, _ = testing.call(case, "triton")
+        graph, (o, _) = captured(lambda: testing.call(case, "triton"))
         case.tensors["q"].copy_(fresh)
         graph.replay()
         assert torch.equal(o, testing.call(case, "triton")[0])

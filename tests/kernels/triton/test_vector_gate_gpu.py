@@ -10,6 +10,7 @@ import ttr
 from ttr import testing
 from ttr.kernels.triton.vector_gate import config as configuration
 
+from ..cuda_graph import captured
 from .conftest import INTERPRETED
 from .direct import in_dtype
 from .test_gpu import public, tolerance
@@ -111,15 +112,7 @@ def test_compiled_by_inductor_and_captured_by_a_cuda_graph(name, packed):
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-3)
     with torch.no_grad():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                testing.call(case, "triton")
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = testing.call(case, "triton")[0]
+        graph, (o, _) = captured(lambda: testing.call(case, "triton"))
         leaves["v"].copy_(leaves["v"].flip(1))
         graph.replay()
-        assert torch.equal(captured, testing.call(case, "triton")[0])
+        assert torch.equal(o, testing.call(case, "triton")[0])
