@@ -35,6 +35,7 @@ from experiments.bench.linear import Linear
 from experiments.bench.plan import KINDS, Choice, Group, plan
 from experiments.bench.record import Record, Row
 from experiments.bench.shapes import SHAPES
+from experiments.bench.tuning import compiled_ahead
 
 PACKAGES = ("torch", "triton", "fla-core", "flash-qla", "tilelang", "titans-pytorch")
 
@@ -93,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     status = 0
     try:
-        run(bench, groups, record, console)
+        with compiled_ahead():
+            run(bench, groups, record, console)
     except KeyboardInterrupt:
         console.print("\nInterrupted. The same command with --resume goes on from here.")
         status = 130
