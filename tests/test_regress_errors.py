@@ -89,7 +89,7 @@ REFUSED = {
     "log_decay without gate": (DELTA, {"log_decay": -1.0}, "signal='log_decay' is not known"),
     "plural": (GATED, {"log_decay": None, "log_decays": -1.0},
         "signal='log_decays' is not known; choose from ['log_decay', 'step']. Did you mean 'log_decay'?"),
-    "signal of softmax": (SOFTMAX, {"step": 1.0}, "signal='step' is not known; choose from []"),
+    "signal of softmax": (SOFTMAX, {"step": 1.0}, "signal='step' is not known; there is none here"),
     "missing step": (DELTA, {"step": None}, "step is missing: it is declared per token (map 'sigmoid'); pass its values, [2, 9, 4] (per head)"),
     "missing gate": (VECTOR, {"log_decay": None}, "log_decay is missing", "[4] or [2, 9, 4] or [2, 9, 4, 4] (per key), natural log"),
     "step shape": (DELTA, {"step": draw(B, T, H)}, "step: got shape [2, 9, 2], expected [2, 9, 4] (per head)"),
@@ -113,7 +113,7 @@ REFUSED = {
     "fixed gate of other heads": (FIXED, {"v": draw(B, T, H, DV), "step": 1.0}, "gate.decay lists 4 decays for 2 heads"),
     # learned constants
     "no params": (MLP, {"params": None}, "params is missing ['W1', 'W2']", "params=spec.init_params(4, 4, 3) makes them"),
-    "params of nothing": (DELTA, {"params": {"W": draw(HV, DK, DV)}}, "params: name='W' is not known; choose from []"),
+    "params of nothing": (DELTA, {"params": {"W": draw(HV, DK, DV)}}, "params: name='W' is not known; there is none here"),
     "params misspelt": (MLP, {"params": {"W1": draw(HV, 4, 16), "w2": draw(HV, 16, 3)}}, "params: name='w2' is not known", "Did you mean 'W2'?"),
     "params shape": (MLP, {"params": {"W1": draw(HV, 4, 16), "W2": draw(HV, 16, 4)}}, "params['W2']: got shape [4, 16, 4], expected [4, 16, 3]"),
     "params heads": (MLP, {"params": {"W1": draw(H, 4, 16), "W2": draw(H, 16, 3)}}, "params['W1']: got shape [2, 4, 16], expected [4, 4, 16]"),

@@ -149,6 +149,7 @@ MEANINGLESS = {
     "sgd on least squares": (
         {"regressor": "least_squares", "optimizer": "sgd"}, "is solved, not descended", "one of ['cg', 'cholesky', 'rls']", "'sgd'"
     ),
+    "nlms on least squares": ({"regressor": "least_squares", "optimizer": "nlms"}, "is solved, not descended", "got 'delta' with step_rule 'nlms'"),
     "delta with dot": ({"optimizer": "delta", "objective": "dot"}, "optimizer=delta is sgd on objective l2, got objective='dot'", "optimizer: sgd"),
     "delta with huber": ({"optimizer": "delta", "objective": "huber"}, "got objective='huber'", "set objective: l2"),
     "accumulate with read after": (opt(accumulate=True, mini_batch=4), "optimizer.accumulate=true needs read=before", "the rest of its mini-batch"),

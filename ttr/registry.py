@@ -25,6 +25,9 @@ def choose_from(got: object, choices: Iterable[str]) -> str:
 
 def unknown(what: str, got: object, choices: Iterable[str]) -> SpecError:
     """The error for a name that is not one of `choices`."""
+    choices = list(choices)
+    if not choices:
+        return SpecError(f"{what}={got!r} is not known; there is none here")
     return SpecError(f"{what}={got!r} is not known; choose from {choose_from(got, choices)}")
 
 

@@ -47,8 +47,8 @@ class Read:
 class Layer:
     """Sizes and streams around the mathematics; `ttr.regress` never applies them.
 
-    expand_k, expand_v: total key and value width over d_model. head_dim: of keys. n_heads: memories (null:
-    expand_k d_model / head_dim, at least 1; given: head_dim follows from it). n_key_heads divides it.
+    expand_k, expand_v: total key and value width over d_model. head_dim: of keys, or as near as the widths divide.
+    n_heads: memories (null: as many as that makes; given: head_dim follows from it). n_key_heads divides it.
     q, k, v, write_key, output: ordered stages.
     """
 

@@ -105,6 +105,8 @@ def test_any_module_with_mixers_and_no_trace_left():
     assert list(report) == ["blocks.0.mixer", "blocks.1.mixer"]
     assert not any(t.requires_grad for t in (report["blocks.0.mixer"].loss_before, report["blocks.1.mixer"].state_norm))
     assert torch.equal(lm(tokens), before) and not any(m._forward_pre_hooks for m in lm.modules())
+    with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module .* got Tensor"):
+        diagnose(torch.zeros(3))
     with pytest.raises(ValueError, match=r"Linear contains no ttr\.Mixer"):
         diagnose(nn.Linear(2, 2), torch.randn(1, 2))
 

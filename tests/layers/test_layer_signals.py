@@ -113,6 +113,17 @@ def test_sizes(name, d_model, overrides, expected):
     assert (s.heads, s.key_heads, s.key_width, s.value_width) == expected
 
 
+def test_heads_that_are_asked_for_are_made_or_refused():
+    """A declaration's head_dim is for any width, a layer's own for this one."""
+    assert Mixer(512, "gated_deltanet", head_dim=96).dk == 96 == Mixer(512, "gated_deltanet", n_heads=4, head_dim=96).dk
+    with pytest.raises(ValueError, match=r"head_dim=100: expand_k \* d_model = 384 has no such heads; choose from .* 96, 128, 192, 384\]"):
+        Mixer(512, "gated_deltanet", head_dim=100)
+    with pytest.raises(ValueError, match=r"head_dim=32: .* in n_heads=4 heads makes keys of 96; give one of the two"):
+        Mixer(512, "gated_deltanet", n_heads=4, head_dim=32)
+    with pytest.raises(ValueError, match=r"n_heads=3 does not divide expand_k \* d_model = 256; choose from \[1, 2, 4, "):
+        Mixer(256, "kda", n_heads=3)
+
+
 def test_grouped_heads_read_with_their_groups_keys():
     torch.manual_seed(0)
     mixer, x = Mixer(64, "gated_deltanet", n_heads=4, n_key_heads=2, expand_v=2), torch.randn(2, 6, 64)

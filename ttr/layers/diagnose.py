@@ -41,8 +41,10 @@ def diagnose(module: nn.Module, *inputs: Any, **keywords: Any) -> dict[str, Diag
     """Run `module(*inputs, **keywords)` and look into every Mixer in it: {module name: Diagnosis}.
 
     The same weights, no gradients, and the module is left as it was. Compositions are left out: their memories read what
-    other parts make. Raises ValueError where there is no other Mixer.
+    other parts make. Raises ValueError where there is no other Mixer, TypeError for what is no module.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module with a ttr.Mixer in it, got {type(module).__name__}")
     parts = {id(part) for m in module.modules() if isinstance(m, ComposedLayer) for part in m.children()}
     mixers = {name or "mixer": m for name, m in module.named_modules() if isinstance(m, Mixer) and id(m) not in parts}
     if not mixers:

@@ -73,7 +73,7 @@ class Mixer(CausalLayer[MixerState]):
         self.d_model, self.layer_idx, self.n_layers, self.path = d_model, layer_idx, n_layers, path
         if not 0 <= layer_idx < n_layers:
             raise ValueError(f"layer_idx={layer_idx}: expected 0 <= layer_idx < n_layers={n_layers}")
-        self.sizes = sizes = head_sizes(self.spec, d_model)
+        self.sizes = sizes = head_sizes(self.spec, d_model, exactly="head_dim" in layer_overrides)
         self.pairs = self.spec.steps if getattr(self.spec.optimizer, "pairs", "shared") == "separate" else 1
         place = StreamSize(
             d_model=d_model, layer_idx=layer_idx, n_layers=n_layers, mini_batch=self.spec.mini_batch,

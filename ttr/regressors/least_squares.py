@@ -45,9 +45,10 @@ class LeastSquares(Regressor):
 
     def check(self, spec):
         if spec.optimizer.kind not in ("rls", "cg", "cholesky"):
+            rule = spec.optimizer.step_rule.kind  # nlms and implicit are delta with another
             raise SpecError(
                 f"regressor=least_squares is solved, not descended: optimizer must be one of ['cg', 'cholesky', 'rls'], "
-                f"got {spec.optimizer.kind!r}"
+                f"got {spec.optimizer.kind!r}" + ("" if rule == "plain" else f" with step_rule {rule!r}")
             )
         if spec.objective.kind != "l2" or spec.objective.reduce != "sum":
             raise SpecError("regressor=least_squares has objective l2 (sum) by definition")
