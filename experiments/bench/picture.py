@@ -27,7 +27,7 @@ LABELS = {
     "ttr-gated_delta": "ttr, gated delta rule", "ttr-compiled": "ttr, torch.compile",
     "fla-bounded": "flash-linear-attention, told that decays are bounded",
 }  # fmt: skip
-LINES = {"both": ("-", "o"), "forward": ("--", "")}
+LINES = {"both": {"ls": "-", "marker": "o", "ms": 6}, "forward": {"ls": "--", "marker": "o", "ms": 5, "mfc": "white"}}
 
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -41,7 +41,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
         figure, axes = plt.subplots(2, len(cases), figsize=(2.6 + 4.1 * len(cases), 7.6), sharex=True, sharey="row", squeeze=False)
         for (top, bottom), case in zip(axes.T, cases, strict=True):
             for who in COLOURS:
-                for kind, (style, marker) in LINES.items():
+                for kind, line in LINES.items():
                     mine = {row["shape"]: row for row in timed if (row["case"], row["who"], row["kind"]) == (case, who, kind)}
                     if who == "torch":
                         mine = {row["shape"]: row for row in timed if (row["who"], row["kind"]) == (who, kind)}
@@ -49,7 +49,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
                     ms = [mine[names[i]]["ms"] for i in at]
                     times = [mine[names[i]]["ms"] / mine[names[i]]["floor_ms"] for i in at]
                     ours = who == "ttr"
-                    look: Any = {"ls": style, "marker": marker, "ms": 6, "color": COLOURS[who], "lw": 2.6 if ours else 1.6}
+                    look: Any = {**line, "color": COLOURS[who], "lw": 2.6 if ours else 1.6}
                     top.plot(at, ms, **look)
                     bottom.plot(at, times, **look)
             top.set_title(CASES[case].title)
@@ -78,8 +78,7 @@ def draw_growth(path: Path, rows: Sequence[Row], title: str) -> None:
             lengths = sorted({T for g in found if g.case == case for T in g.ns})
             for g in found:
                 if g.case == case:
-                    style, marker = LINES[g.kind]
-                    look: Any = {"ls": style, "marker": marker, "ms": 6, "color": COLOURS[g.who], "lw": 2.6 if g.who == "ttr" else 1.6}
+                    look: Any = {**LINES[g.kind], "color": COLOURS[g.who], "lw": 2.6 if g.who == "ttr" else 1.6}
                     axis.plot([lengths.index(T) for T in g.ns], list(g.ns.values()), **look)
             axis.set_title(CASES[case].title)
             axis.set_xticks(range(len(lengths)), [str(T) for T in lengths])
@@ -100,8 +99,8 @@ def _scale(axis: Any) -> None:
 def _handles(whos: Sequence[str]) -> list[Line2D]:
     return [
         *(Line2D([], [], color=COLOURS[who], lw=2.6 if who == "ttr" else 1.6, label=LABELS[who]) for who in whos),
-        Line2D([], [], color=INK, lw=1.6, marker="o", ms=6, label="forward and backward"),
-        Line2D([], [], color=INK, lw=1.6, ls="--", label="forward"),
+        Line2D([], [], color=INK, lw=1.6, label="forward and backward", **LINES["both"]),
+        Line2D([], [], color=INK, lw=1.6, label="forward", **LINES["forward"]),
     ]
 
 
