@@ -58,6 +58,10 @@ class Case(ABC):
         """Operations of the large matmuls, where they bound the time."""
         return None
 
+    def counts_memory(self, who: str) -> bool:
+        """Whether what a call allocates is all the memory that it takes."""
+        return True
+
     def note(self, who: str, shape: Shape) -> str:
         return self.notes.get(who, "")
 

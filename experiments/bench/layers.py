@@ -67,13 +67,16 @@ class Layer(Case):
     def flops(self, shape: Shape, kind: str) -> float | None:
         return None if self.operations is None else self.operations(shape, kind)
 
+    def counts_memory(self, who: str) -> bool:
+        return who != COMPILED or MODES[self.preset] == "default"  # a CUDA graph's lies in a pool of its own
+
     def note(self, who: str, shape: Shape) -> str:
         if peers.peer_of(who) != "ttr":
             return super().note(who, shape)
         path = PATHS[self.preset]
         if who == COMPILED:
             kind = path if isinstance(path, str) else path["kind"]
-            graph = "" if MODES[self.preset] == "default" else f' (mode="{MODES[self.preset]}"), the memory of its CUDA graph not counted'
+            graph = "" if MODES[self.preset] == "default" else f' (mode="{MODES[self.preset]}")'
             return f"path {kind}; the layer through torch.compile{graph}"
         return f"path {path}" if isinstance(path, str) else f"path {path['kind']}, compiled"
 

@@ -75,7 +75,8 @@ def sequence(bench: Bench, kind: str, case: Case, shape: Shape, whos: tuple[str,
                     notes.append(peers.CHECK_REMOVED)
                     o = run()
                 if kind == "both":
-                    row["peak_bytes"] = timing.peak_bytes(run)
+                    if case.counts_memory(who):
+                        row["peak_bytes"] = timing.peak_bytes(run)
                 else:
                     if not bool(torch.isfinite(o).all()):
                         notes.append("the output is not finite")

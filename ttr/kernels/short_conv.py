@@ -10,6 +10,8 @@ from torch import Tensor
 from .eager import launches
 from .triton.eligible import DTYPES
 
+MOST = 2**31 - 4096  # tokens: the kernel counts them in 32 bits, up to a program's and a filter's more
+
 
 def short_conv(
     x: Tensor, weight: Tensor, history: Tensor | None, formula: Callable[[Tensor, Tensor], Tensor],
@@ -32,7 +34,10 @@ def short_conv(
 
 
 def _runs(x: Tensor, weight: Tensor, history: Tensor | None) -> bool:
-    """Whether the kernel takes such a history; a gradient that goes back to it is the formula's, as is the error if it does not fit."""
+    """Whether the kernel counts so many tokens and takes such a history; a gradient that goes back to it is the formula's, as is the
+    error if it does not fit."""
+    if x.shape[0] * x.shape[1] > MOST:
+        return False
     if history is None:
         return True
     fits = history.shape[1:] == (weight.shape[1] - 1, weight.shape[0]) and history.device == x.device

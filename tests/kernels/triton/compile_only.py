@@ -77,19 +77,25 @@ def transposed_accumulator(a, b, out, STORED: tl.constexpr):
 
 
 @triton.jit
-def overwritten_operand(a, b, out, sums, SUMMED: tl.constexpr):
-    """A control of the lint: in a loop that runs ahead, an operand that is also (SUMMED) summed, or not."""
+def overwritten_operand(a, b, out, sums, SUMMED: tl.constexpr, TWICE: tl.constexpr):
+    """A control of the lint: in a loop that runs ahead, inside another one, an operand that is also (SUMMED) summed, or not; another
+    product (TWICE) makes no difference.
+    """
     i = tl.arange(0, 64)
-    at = i[:, None] * 256 + i[None, :]
-    product = tl.zeros([64, 64], tl.float32)
-    total = tl.zeros([64], tl.float32)
-    for start in tl.range(0, 256, 64, num_stages=3):
-        x, y = tl.load(a + at + start), tl.load(b + at + start * 256)
-        if SUMMED:
-            total += tl.sum(y.to(tl.float32), 0)
-        product = tl.dot(x, y, acc=product)
-    tl.store(out + i[:, None] * 64 + i[None, :], product)
-    tl.store(sums + i, total)
+    for part in range(2):
+        at = part * 65536 + i[:, None] * 256 + i[None, :]
+        product = tl.zeros([64, 64], tl.float32)
+        again = tl.zeros([64, 64], tl.float32)
+        total = tl.zeros([64], tl.float32)
+        for start in tl.range(0, 256, 64, num_stages=3):
+            x, y = tl.load(a + at + start), tl.load(b + at + start * 256)
+            if SUMMED:
+                total += tl.sum(y.to(tl.float32), 0)
+            product = tl.dot(x, y, acc=product)
+            if TWICE:
+                again = tl.dot(y, x, acc=again)
+        tl.store(out + at, product + again)
+        tl.store(sums + part * 64 + i, total)
 
 
 def launches(key: configs.ShapeClass, config: configs.Config, call: str, n: int = 1) -> list[tuple]:
@@ -152,13 +158,15 @@ def norms() -> list[tuple]:
 
 
 def convolutions() -> list[tuple]:
-    """The launches of `short_conv`, forward and backward, of a batch and of a packed row that goes on."""
+    """The launches of `short_conv`, forward and backward, of a batch and of a packed row that goes on, with short and long filters."""
     found = []
     with mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs))):
-        x, weight, history = torch.empty(1, 512, 1024, dtype=torch.bfloat16), torch.empty(1024, 4), torch.empty(8, 3, 1024)
-        for before, places in ((None, None), (history, torch.empty(512, dtype=torch.int64))):
-            short_conv.launch(short_conv.short_conv_kernel, x, weight, before, places, places, x)
-            short_conv.launch(short_conv.short_conv_gradient_kernel, x, weight, before, places, places, x, x, weight)
+        x = torch.empty(1, 512, 1024, dtype=torch.bfloat16)
+        for K in (4, 8, 16):
+            weight, history = torch.empty(1024, K), torch.empty(8, K - 1, 1024)
+            for before, places in ((None, None), (history, torch.empty(512, dtype=torch.int64))):
+                short_conv.launch(short_conv.short_conv_kernel, x, weight, before, places, places, x)
+                short_conv.launch(short_conv.short_conv_gradient_kernel, x, weight, before, places, places, x, x, weight)
     return found
 
 
@@ -352,7 +360,8 @@ def main(everything: bool) -> dict:
     a = torch.empty(64, 64, dtype=torch.bfloat16, device="meta")
     controls = {name: compiled(*source(transposed_accumulator, (a, a, a, name == "stored"), {})) for name in ("transposed", "stored")}
     b = torch.empty(64, 64, device="meta")
-    controls |= {name: compiled(*source(overwritten_operand, (a, a, b, b, name == "summed"), {})) for name in ("summed", "multiplied")}
+    for name, control in (("summed", (True, False)), ("multiplied", (False, False)), ("multiplied twice", (False, True))):
+        controls[name] = compiled(*source(overwritten_operand, (a, a, b, b, *control), {}))
     out, done = [], set()
 
     def add(what: str, kernel: JITFunction, args: tuple, kwargs: dict) -> None:
@@ -367,7 +376,7 @@ def main(everything: bool) -> dict:
     for launch in norms():
         add("unit norm", *launch)
     for launch in convolutions():
-        add("short conv", *launch)
+        add(f"short conv {launch[2]['K']}", *launch)
     for sizes in MINI_BATCHES:
         for launch in mini_batches(*sizes):
             add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)

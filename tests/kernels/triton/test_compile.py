@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from ttr.kernels.triton.two_layers.parts import TWO_PROGRAMS
+
 pytestmark = pytest.mark.xdist_group("compile")  # one worker: the kernels are compiled once
 
 ROOT = Path(__file__).parents[3]
@@ -81,6 +83,10 @@ SPILLS: dict[str, int] = {
     "two slots 64 64 2 True False pairs_kernel": 8,
     "two slots 128 128 2 False True forward_kernel": 24,
     "two slots 128 128 2 False True reverse_kernel": 24,
+    # packed and with what came before: a partial sum for every lag
+    "short conv 4 short_conv_gradient_kernel": 8,
+    "short conv 8 short_conv_gradient_kernel": 24,
+    "short conv 16 short_conv_gradient_kernel": 80,
     # two slots of 128 x 32 and the gradients of both, one event at a time
     "recurrent slots backward_kernel": 144,
     # least squares: residual, solution and product of 64 x 128 in float32, the direction in 16 bits, in one warpgroup; it
@@ -142,6 +148,8 @@ def test_nothing_spills(report):
 def test_shared_memory_fits(report):
     largest = max(report["kernels"], key=lambda entry: entry["shared"])
     assert largest["shared"] <= 227 * 1024, largest
+    pairs = [entry for entry in report["kernels"] if entry.get("launch_cooperative_grid") and entry["num_warps"] == 4]
+    assert pairs and all(2 * (entry["shared"] + 1024) <= TWO_PROGRAMS for entry in pairs), "two of a scan's programs on a multiprocessor"
 
 
 def test_no_transposed_accumulator_becomes_an_operand(report):

@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch import library
 
 import ttr
 from ttr import testing
 from ttr.kernels.triton.eligible import predicts_as_its_layers
-from ttr.kernels.triton.two_layers import op, run
+from ttr.kernels.triton.two_layers import op, parts, run
 
 from . import low_precision
 from .conftest import INTERPRETED
@@ -65,10 +66,22 @@ def test_mechanism(name):
 @pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
 def test_in_groups(name, monkeypatch):
     """One head and one mini-batch at a time: what a group begins with is kept, or handed on."""
-    monkeypatch.setattr(run, "heads_at_once", lambda hidden, device: 1)
-    for where in (op, run):
-        monkeypatch.setattr(where, "group_of", lambda batches, heads, hidden, device: 1)
+    monkeypatch.setattr(parts, "ON_CPU", 1)
+    monkeypatch.setattr(parts, "AT_A_TIME", 1)
     check(case_of(MECHANISMS[name], T=48, B=2, H=1, Hv=1, dk=16, dv=16))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("at_a_time", [1, 4, 16])
+def test_as_many_groups_are_kept_as_the_fake_operator_says(at_a_time, monkeypatch):
+    monkeypatch.setattr(parts, "AT_A_TIME", at_a_time)
+    torch.manual_seed(0)
+    q, numbers = torch.randn(2, 80, 1, 16) / 4, -torch.rand(2, 80, 1) / 16
+    first = torch.randn(2, 1, 1, 2 * 16 * 32) / 8
+    form = 16, 32, False, "gelu", False, 1e-6, 1 / 16, 1 / 16, False
+    given = q, q, q, None, None, numbers, None, None, None, None, first, *form
+    library.opcheck(torch.ops.ttr.two_layers_forward.default, (*given, True), test_utils="test_faketensor")
+    assert op.forward(*given, True)[2].shape[0] == {1: 4, 4: 2, 16: 0}[at_a_time]
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -168,7 +181,7 @@ def test_on_the_gpu(name, d, size, expansion, dtype):
 @needs_gpu
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_few_heads_on_the_gpu(dtype):
-    """A multiprocessor for every program, where `test_on_the_gpu` has two programs on each."""
+    """A multiprocessor for every program; 40 heads of four programs in `test_on_the_gpu` have two on some."""
     spec = ttr.spec(MECHANISMS["titans"], optimizer={"mini_batch": 64}, regressor={"expansion": 4.0})
     check(case_of(spec, dtype, "cuda", T=64 * 3, B=1, H=8, Hv=8, dk=64, dv=64), BOUNDS[dtype])
 

@@ -220,14 +220,14 @@ def test_fp16_in_the_interpreter(name, dk, dv, extreme):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("dk", "dv"), [(16, 16), (32, 64), (48, 80), (64, 32), (128, 128)])
-@pytest.mark.parametrize("erase", [False, True])
-def test_no_tile_of_16_bits_is_narrower_than_64(dtype, dk, dv, erase):
+@pytest.mark.parametrize(("erase", "added"), [(False, False), (True, False), (True, True)])
+def test_no_tile_of_16_bits_is_narrower_than_64(dtype, dk, dv, erase, added):
     """Of channels; the scans of segments alone are in float32."""
     from ttr.kernels.triton.vector_gate import plan
 
     q, v = torch.empty(2, 200, 1, dk, dtype=dtype, device="meta"), torch.empty(2, 200, 1, dv, dtype=dtype, device="meta")
-    config = configuration.config_of(dtype, dk, dv, erase, erase)
-    rule, log_decay = plan.rule_of(erase, erase, False, False), torch.empty(2, 200, 1, dk, device="meta")
+    config = configuration.config_of(dtype, dk, dv, erase, added)
+    rule, log_decay = plan.rule_of(erase, added, False, False), torch.empty(2, 200, 1, dk, device="meta")
     with mock.patch.object(torch.Tensor, "get_device", lambda _: 0):
         made = plan.plan_of(plan.kind_of(q, v, log_decay, None, None, None, rule, config, 2, None), True, True, True)
     for bind in (made.prepare, made.prepare_far):

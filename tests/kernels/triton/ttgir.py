@@ -63,42 +63,45 @@ def overwritten_operands(ttgir: str) -> list[str]:
     """The copies in loops that go to a buffer which a product may still read.
 
     Of B buffers, filled by d copies before the loop, round i fills the one of round i + d - B. When it does, products of p rounds may be
-    under way: this one and those before it, or where the copy comes before the product, those before it alone.
+    under way: this one and those before it, or where the copy comes before the wait, those before it alone.
     """
-    lines = [re.sub(r"\s*loc\(.*$", "", line).strip() for line in ttgir.splitlines()]
-    buffers, views, before, found = {}, {}, {}, []  # view -> its buffers; buffers -> copies so far
-    loops: list[dict] = []  # of every open region, for those that are loops: copies, operands in use, waits
-    for at, text in enumerate(lines):
+    buffers, views, copied, found = {}, {}, {}, []  # view -> its buffers; buffers -> copies so far
+    regions: list[dict] = []  # every open one; of a loop its copies, operands in use, products and waits
+    for at, line in enumerate(ttgir.splitlines()):
+        text = re.sub(r"\s*loc\(.*$", "", line).strip()
         name = text.partition(" = ")[0]
         if made := re.search(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x.*mutable>", text):
             buffers[name] = int(made[1])
         elif view := re.search(r"= ttg\.memdesc_(?:index|trans|subslice|reinterpret) (%[\w$.-]+)", text):
             views[name] = views.get(view[1], view[1])
-        loop = next((x for x in reversed(loops) if x), None)
+        loop = next((x for x in reversed(regions) if x), None)
+        seen = {views[x] for x in NAME.findall(text) if views.get(x) in buffers}
         if "async_copy_global_to_local" in text or "async_tma_copy_global_to_local" in text:
-            for target in {views[x] for x in NAME.findall(text)[1:] if views.get(x) in buffers}:
-                if loop is None:
-                    before[target] = before.get(target, 0) + 1
-                else:
+            for target in seen:
+                copied[target] = copied.get(target, 0) + 1
+                if loop is not None:
                     loop["copies"].append((target, at, text))
         elif loop is not None and "warp_group_dot " in text and "isAsync = true" in text:
-            loop["operands"] |= {views[x] for x in NAME.findall(text) if views.get(x) in buffers}
+            loop["operands"] |= seen
+            loop["products"] += 1
         elif loop is not None and (wait := re.search(r"warp_group_dot_wait.*pendings = (\d+)", text)):
             loop["waits"].append((int(wait[1]), at))
-        if text.startswith("}") and loops:
-            found += _overwriting(loops.pop(), buffers, before)
+        if text.startswith("}") and regions:
+            found += _overwriting(regions.pop(), buffers, copied)
         if text.endswith("{"):
-            loops.append({"copies": [], "operands": set(), "waits": []} if "scf.for" in text else {})
+            regions.append({"copies": [], "operands": set(), "products": 0, "waits": []} if "scf.for" in text else {})
     return found
 
 
-def _overwriting(loop: dict, buffers: dict[str, int], before: dict[str, int]) -> list[str]:
+def _overwriting(loop: dict, buffers: dict[str, int], copied: dict[str, int]) -> list[str]:
     pendings, waited = max(loop.get("waits", ()), default=(0, 0))
-    return [
-        text
-        for target, at, text in loop.get("copies", ())
-        if target in loop["operands"] and pendings and buffers[target] - before.get(target, 0) < pendings + (at < waited)
-    ]
+    rounds = -(-pendings // max(1, loop.get("products", 1)))
+    found = []
+    for target, at, text in loop.get("copies", ()):
+        before = copied[target] - sum(other == target for other, _, _ in loop["copies"])
+        if target in loop["operands"] and rounds and buffers[target] - before < rounds + (at < waited):
+            found.append(text)
+    return found
 
 
 def _reaches(start: str, goals: set[str], neighbours: dict[str, set[str]], graph: Graph) -> bool:

@@ -13,7 +13,8 @@ from ..operators import launched, must_be_seen, ready
 from ..shapes import ceil_div, power_of_two
 from .kernels import short_conv_gradient_kernel, short_conv_kernel
 
-ROWS, STEPS, WIDEST, WARPS = 16, 16, 128, 4  # tokens of a tile, tiles of a program of backward, channels of a tile
+ROWS, TOKENS, WIDEST, WARPS = 16, 256, 128, 4  # tokens of a tile and of a program of backward, channels of a tile
+NUMBERS = 64  # of a channel and program of backward: the tile's tokens for every lag
 
 
 class ShortConv(torch.autograd.Function):
@@ -46,7 +47,7 @@ class ShortConv(torch.autograd.Function):
                 got = iter(torch.autograd.grad(ctx.formula(*given), needed, dy, create_graph=again))
             return *(next(got) if wanted else None for wanted in ctx.needs_input_grad[:2]), None, None, None, None
         x, weight, history, dy = ready(x, weight, history, dy)
-        parts = ceil_div(x.shape[0] * x.shape[1], ROWS * STEPS)
+        parts = ceil_div(x.shape[0] * x.shape[1], TOKENS)
         dx, dweight = torch.empty_like(x), x.new_empty((parts, weight.shape[1], weight.shape[0]), dtype=torch.float32)
         launch(short_conv_gradient_kernel, x, weight, history, sequence, index, dy, dx, dweight)
         return dx, dweight.sum(0).t().to(weight.dtype), None, None, None, None
@@ -63,6 +64,9 @@ def launch(kernel: Any, x: Tensor, weight: Tensor, *rest: Tensor | None) -> None
 def _bound(kernel: Any, total: int, D: int, K: int, packed: bool, types: tuple) -> Bound:
     """types: the dtype of all, whether there is a history, the device: for each of which a bound kernel is another one."""
     block = min(WIDEST, power_of_two(D))
-    more = {"STEPS": STEPS} if kernel is short_conv_gradient_kernel else {}
-    grid = ceil_div(total, ROWS * more.get("STEPS", 1)), ceil_div(D, block)
-    return kernel.bind(grid, WARPS, D=D, K=K, PACKED=packed, ROWS=ROWS, BLOCK=block, **more)
+    if kernel is short_conv_gradient_kernel:
+        rows = max(1, min(ROWS, NUMBERS // power_of_two(K)))
+        grid, more = (ceil_div(total, TOKENS), ceil_div(D, block)), {"ROWS": rows, "STEPS": TOKENS // rows}
+    else:
+        grid, more = (ceil_div(total, ROWS), ceil_div(D, block)), {"ROWS": ROWS}
+    return kernel.bind(grid, WARPS, D=D, K=K, PACKED=packed, BLOCK=block, **more)

@@ -84,9 +84,10 @@ def short_conv_gradient_kernel(
         added = ()
         for lag in tl.static_range(K):
             w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
-            given = load_rows(dy, t + lag, follows(sequence, n, i, t, lag, total, T, PACKED), channels, D)
+            inside = follows(sequence, n, i, t, lag, total, T, PACKED)
+            given = load_rows(dy, t + lag, inside, channels, D)
             out += given * w[None, :]
-            dw = sums[lag] + given * value
+            dw = sums[lag] + given * tl.where(inside[:, None], value, 0.0)  # what nobody reads may be infinite
             if history is not None:
                 before = load_rows(history, (n + 1) * (K - 1) + i - lag, (t < total) & (i < lag), channels, D)
                 dw += before * load_rows(dy, t, (t < total) & (i < lag), channels, D)
