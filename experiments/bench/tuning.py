@@ -16,7 +16,7 @@ from unittest import mock
 @contextmanager
 def compiled_ahead() -> Iterator[None]:
     """Inside, every triton.autotune'd kernel compiles all of its configurations at once; one that does not compile is left to the tuner."""
-    from triton.runtime._async_compile import AsyncCompileMode  # here: tables are looked at where triton is not installed
+    from triton import AsyncCompileMode  # here: tables are looked at where triton is not installed
     from triton.runtime.autotuner import Autotuner
 
     prune = Autotuner.prune_configs
