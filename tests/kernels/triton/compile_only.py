@@ -195,8 +195,8 @@ def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: 
     return found
 
 
-# tokens of a mini-batch, slots, warps of a scan; with biases: Titans' memory, TTT-MLP; heads of 64, 256 hidden units
-TWO_LAYERS = ((64, 2, 4, False), (16, 1, 8, True), (64, 2, 8, False), (16, 1, 4, True))
+# tokens of a mini-batch, slots, warps of a scan; with biases: Titans' memory (and with biases), TTT-MLP; heads of 64, 256 hidden units
+TWO_LAYERS = ((64, 2, 4, False), (16, 1, 8, True), (64, 2, 8, False), (16, 1, 4, True), (64, 2, 4, True), (64, 2, 8, True))
 TWO_LAYERS_SUBSET = TWO_LAYERS[:2]
 
 
@@ -212,7 +212,7 @@ def two_layer_launches(size: int, slots: int, warps: int, biased: bool) -> list[
         B, M, H, d, hidden = 2, 4, 16, 64, 256
         q = torch.empty(B, M * size, H, d, dtype=torch.bfloat16)
         form = two_layers.Form(size, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
-        if biased:  # as TTT: nothing but gradients moves the weights
+        if slots == 1:  # as TTT: nothing but gradients moves the weights
             numbers = None, None, torch.empty(B, M * size, H), None, torch.empty(H, size)
         else:
             mask, rows, written, kept = masks.forward(torch.empty(10, B, M * size, H), size, False)
@@ -382,7 +382,7 @@ def main(everything: bool) -> dict:
             add(f"mini-batch {' '.join(map(str, sizes[:4]))}", *launch)
     for sizes in TWO_LAYERS if everything else TWO_LAYERS_SUBSET:
         for launch in two_layer_launches(*sizes):
-            add(f"two layers {' '.join(map(str, sizes[:3]))}", *launch)
+            add(f"two layers {' '.join(map(str, sizes[:3]))}{' biased' * sizes[3]}", *launch)
     for sizes in TWO_SLOTS if everything else TWO_SLOTS_SUBSET:
         for launch in two_slot_launches(*sizes):
             add(f"two slots {' '.join(map(str, sizes))}", *launch)

@@ -168,7 +168,7 @@ BOUNDS = {torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 @needs_gpu
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize(("name", "d", "size", "expansion"), [
-    ("ttt_mlp", 64, 16, 4.0), ("titans", 64, 64, 4.0), ("titans, biased", 64, 64, 1.0), ("titans", 32, 32, 4.0), ("bare", 48, 40, 2.5),
+    ("ttt_mlp", 64, 16, 4.0), ("titans", 64, 64, 4.0), ("titans, biased", 64, 64, 1.0), ("titans, biased", 64, 64, 4.0), ("titans", 32, 32, 4.0), ("bare", 48, 40, 2.5),
 ])  # fmt: skip
 def test_on_the_gpu(name, d, size, expansion, dtype):
     """One program a head and several; heads of several groups."""
