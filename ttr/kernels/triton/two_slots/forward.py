@@ -3,37 +3,12 @@
 Tokens are rows, so that a thread holds few of the six numbers of each (of columns it would hold a quarter of a chunk's).
 """
 
-import triton
 import triton.language as tl
 
 from ..launch import kernel
-from ..mini_batch.places import store_block
-from ..tiles import first_slot, load_block, product, sequence, tokens_of
-from .levels import levels_of, load_column, load_look, load_mixing, load_read
-
-
-@triton.jit
-def place_of(cu_seqlens, T, TILES: tl.constexpr, HV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
-    """Of a scan's program: tile, sequence and head; the sequence's first token, length, chunks and first chunk's slot."""
-    tile = tl.program_id(0) % TILES
-    n = tl.program_id(0) // TILES // HV
-    head = tl.program_id(0) // TILES % HV
-    first, length = sequence(cu_seqlens, n, T, PACKED)
-    return tile, n, head, first, length, tl.cdiv(length, C), first_slot(cu_seqlens, n, T, C, PACKED)
-
-
-@triton.jit
-def advanced(
-    z0, z1, key, e, here, mixing, slot, head, t, HV: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Z behind a chunk. z0, z1: [keys, values] before it; key: [C, keys]; e: U, [C, values]."""
-    f0, f1 = load_column(here, LEVELS, t, C)
-    m00, m01, m10, m11 = load_mixing(mixing, slot, head, HV)
-    written = e.to(tl.float32)
-    z0, z1 = m00 * z0 + m01 * z1, m10 * z0 + m11 * z1
-    z0 = tl.dot(tl.trans(key), (written * f0[:, None]).to(key.dtype), acc=z0, input_precision=PRECISION)
-    z1 = tl.dot(tl.trans(key), (written * f1[:, None]).to(key.dtype), acc=z1, input_precision=PRECISION)
-    return z0, z1
+from ..tiles import product, tokens_of
+from .levels import levels_of, load_look, load_read
+from .scan import advanced, load_states, place_of, store_states
 
 
 @kernel("T")
@@ -62,12 +37,7 @@ def forward_kernel(
     keys = tl.arange(0, BK)
     values = tile * BV + tl.arange(0, BV)
     t = tl.arange(0, C)
-    place = (n * HV + head).to(tl.int64) * 2 * DK * DV
-    z0 = tl.zeros([BK, BV], tl.float32)
-    z1 = z0
-    if start is not None:
-        z0 = load_block(start + place, keys, values, DK, DV)
-        z1 = load_block(start + place + DK * DV, keys, values, DK, DV)
+    z0, z1 = load_states(start, n * HV + head, keys, values, DK, DV, BK, BV)
     for chunk in tl.range(chunks, disable_licm=True):
         here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
         key = keys_.load([chunk * C, 0])
@@ -89,5 +59,4 @@ def forward_kernel(
         out = tl.dot(pairs_.load([chunk * C, 0]), e, acc=out, input_precision=PRECISION)
         outs.store([chunk * C, tile * BV], out.to(operand))
         z0, z1 = advanced(z0, z1, key, e, here, mixing, slot + chunk, head, t, HV, C, LEVELS, PRECISION)
-    store_block(last + place, z0, keys, values, DK, DV)
-    store_block(last + place + DK * DV, z1, keys, values, DK, DV)
+    store_states(last, n * HV + head, z0, z1, keys, values, DK, DV)

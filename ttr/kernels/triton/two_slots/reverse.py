@@ -9,9 +9,9 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..mini_batch.places import store_block
-from ..tiles import load_block, product, tokens_of
-from .forward import place_of
+from ..tiles import product, tokens_of
 from .levels import levels_of, load_column, load_look, load_mixing, load_read
+from .scan import load_states, place_of, store_states
 
 
 @kernel("T")
@@ -35,12 +35,7 @@ def reverse_kernel(
     keys = tl.arange(0, BK)
     values = tile * BV + tl.arange(0, BV)
     t = tl.arange(0, C)
-    place = (n * HV + head).to(tl.int64) * 2 * DK * DV
-    d0 = tl.zeros([BK, BV], tl.float32)
-    d1 = d0
-    if last_gradient is not None:
-        d0 = load_block(last_gradient + place, keys, values, DK, DV)
-        d1 = load_block(last_gradient + place + DK * DV, keys, values, DK, DV)
+    d0, d1 = load_states(last_gradient, n * HV + head, keys, values, DK, DV, BK, BV)
     for step in tl.range(chunks, disable_licm=True):
         chunk = chunks - 1 - step
         here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
@@ -70,5 +65,4 @@ def reverse_kernel(
             d1 = tl.dot(tl.trans(key), (y * -l1[:, None]).to(operand), acc=d1, input_precision=PRECISION)
         dvs.store([chunk * C, tile * BV], y.to(operand))
     if first_gradient is not None:
-        store_block(first_gradient + place, d0, keys, values, DK, DV)
-        store_block(first_gradient + place + DK * DV, d1, keys, values, DK, DV)
+        store_states(first_gradient, n * HV + head, d0, d1, keys, values, DK, DV)

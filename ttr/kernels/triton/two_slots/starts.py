@@ -3,10 +3,9 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..mini_batch.places import store_block
-from ..tiles import load_block, tokens_of
-from .forward import advanced, place_of
+from ..tiles import tokens_of
 from .levels import levels_of
+from .scan import advanced, load_states, place_of, store_states
 
 
 @kernel("T")
@@ -29,16 +28,9 @@ def starts_kernel(
     keys = row + tl.arange(0, BK)
     values = column + tl.arange(0, BV)
     t = tl.arange(0, C)
-    z0 = tl.zeros([BK, BV], tl.float32)
-    z1 = z0
-    if start is not None:
-        place = (n * HV + head).to(tl.int64) * 2 * DK * DV
-        z0 = load_block(start + place, keys, values, DK, DV)
-        z1 = load_block(start + place + DK * DV, keys, values, DK, DV)
+    z0, z1 = load_states(start, n * HV + head, keys, values, DK, DV, BK, BV)
     for chunk in range(chunks):
-        at = ((slot + chunk).to(tl.int64) * HV + head) * 2 * DK * DV
-        store_block(starts + at, z0, keys, values, DK, DV)
-        store_block(starts + at + DK * DV, z1, keys, values, DK, DV)
+        store_states(starts, (slot + chunk).to(tl.int64) * HV + head, z0, z1, keys, values, DK, DV)
         here = levels_of(levels, slot + chunk, head, HV, C, LEVELS)
         key = keys_.load([chunk * C, row])
         e = errors.load([chunk * C, column])
