@@ -3,9 +3,10 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_rows, store_rows
+from ..tiles import load_rows, store_rows
 from .inner import layer_input, loss_gradient, normalized, slope
 from .places import load_affine, load_mixing, load_written, place_of, store_block
+from .slots import load_slots, store_slots
 
 
 @kernel("T batches eps curvature gain")
@@ -30,16 +31,7 @@ def advance_kernel(
     values = tl.arange(0, BV)
     scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
     at = (n * HV + head).to(tl.int64) * SLOTS
-    z = load_block(first + at * DK * DV, keys, values, DK, DV)
-    c = tl.zeros([BV], tl.float32)
-    n_z = z
-    n_c = c
-    if SLOTS == 2:
-        n_z = load_block(first + (at + 1) * DK * DV, keys, values, DK, DV)
-    if BIASED:
-        c = tl.load(first_bias + at * DV + values, mask=values < DV, other=0.0)
-        if SLOTS == 2:
-            n_c = tl.load(first_bias + (at + 1) * DV + values, mask=values < DV, other=0.0)
+    z, c, n_z, n_c = load_slots(first, first_bias, at, keys, values, DK, DV, BV, SLOTS, BIASED)
     for batch in tl.range(0, batches, num_stages=STAGES):
         token = n.to(tl.int64) * T + batch * SIZE
         valid = t < SIZE
@@ -74,10 +66,4 @@ def advance_kernel(
         z = tl.dot(tl.trans(key), write.to(key.dtype), acc=z, input_precision=PRECISION)
         if BIASED:
             c += tl.sum(write, 0)
-    store_block(last + at * DK * DV, z, keys, values, DK, DV)
-    if BIASED:
-        tl.store(last_bias + at * DV + values, c, mask=values < DV)
-    if SLOTS == 2:
-        store_block(last + (at + 1) * DK * DV, n_z, keys, values, DK, DV)
-        if BIASED:
-            tl.store(last_bias + (at + 1) * DV + values, n_c, mask=values < DV)
+    store_slots(last, last_bias, at, z, c, n_z, n_c, keys, values, DK, DV, SLOTS, BIASED)

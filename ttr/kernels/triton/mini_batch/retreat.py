@@ -6,6 +6,7 @@ from ..launch import kernel
 from ..tiles import load_block, load_rows, store_rows
 from .inner import layer_input, loss_gradient, loss_gradient_gradient, normalized, slope
 from .places import load_affine, load_mixing, load_rows_of, load_written, place_of, store_block
+from .slots import load_slots, store_slots
 
 
 @kernel("T batches eps curvature gain")
@@ -32,16 +33,7 @@ def retreat_kernel(
     valid = t < SIZE
     scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
     at = (n * HV + head).to(tl.int64) * SLOTS
-    d = load_block(dlast + at * DK * DV, keys, values, DK, DV)
-    c = tl.zeros([BV], tl.float32)
-    n_d = d
-    n_c = c
-    if SLOTS == 2:
-        n_d = load_block(dlast + (at + 1) * DK * DV, keys, values, DK, DV)
-    if BIASED:
-        c = tl.load(dlast_bias + at * DV + values, mask=values < DV, other=0.0)
-        if SLOTS == 2:
-            n_c = tl.load(dlast_bias + (at + 1) * DV + values, mask=values < DV, other=0.0)
+    d, c, n_d, n_c = load_slots(dlast, dlast_bias, at, keys, values, DK, DV, BV, SLOTS, BIASED)
     scaled = tl.zeros([BV], tl.float32)
     shifted = tl.zeros([BV], tl.float32)
     for step in tl.range(0, batches, num_stages=STAGES):
@@ -98,10 +90,4 @@ def retreat_kernel(
         here = (n * HV + head).to(tl.int64) * DV + values
         tl.store(dgamma + here, scaled, mask=values < DV)
         tl.store(dbeta + here, shifted, mask=values < DV)
-    store_block(dfirst + at * DK * DV, d, keys, values, DK, DV)
-    if BIASED:
-        tl.store(dfirst_bias + at * DV + values, c, mask=values < DV)
-    if SLOTS == 2:
-        store_block(dfirst + (at + 1) * DK * DV, n_d, keys, values, DK, DV)
-        if BIASED:
-            tl.store(dfirst_bias + (at + 1) * DV + values, n_c, mask=values < DV)
+    store_slots(dfirst, dfirst_bias, at, d, c, n_d, n_c, keys, values, DK, DV, SLOTS, BIASED)
