@@ -1,5 +1,5 @@
-"""Tunes a kernel for a GPU that is not there: what the tuner finds compiled when it begins to time. A process of its own, without an
-interpreter; prints the configurations, those that do not compile, and how many were compiled when each was timed.
+"""Tunes a kernel for a GPU that is not there, in a process of its own, without an interpreter: prints for each configuration how many
+were compiled when it was timed.
 """
 
 from contextlib import suppress

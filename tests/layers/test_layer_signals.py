@@ -118,7 +118,7 @@ def test_heads_that_are_asked_for_are_made_or_refused():
     assert Mixer(512, "gated_deltanet", head_dim=96).dk == 96 == Mixer(512, "gated_deltanet", n_heads=4, head_dim=96).dk
     with pytest.raises(ValueError, match=r"head_dim=100: expand_k \* d_model = 384 has no such heads; choose from .* 96, 128, 192, 384\]"):
         Mixer(512, "gated_deltanet", head_dim=100)
-    with pytest.raises(ValueError, match=r"head_dim=32: .* in n_heads=4 heads makes keys of 96; give one of the two"):
+    with pytest.raises(ValueError, match=r"head_dim=32: .* in n_heads=4 heads makes keys of 96; leave head_dim out, or give n_heads=None"):
         Mixer(512, "gated_deltanet", n_heads=4, head_dim=32)
     with pytest.raises(ValueError, match=r"n_heads=3 does not divide expand_k \* d_model = 256; choose from \[1, 2, 4, "):
         Mixer(256, "kda", n_heads=3)

@@ -39,12 +39,11 @@ def head_sizes(spec: Spec, d_model: int, exactly: bool = False) -> Sizes:
             if total % heads:
                 raise ValueError(f"layer.n_heads={heads} does not divide {name} * d_model = {total:g}; choose from {divisors}")
     if exactly and key_total != heads * layer.head_dim:
-        whole = f"expand_k * d_model = {keys:g}"
-        if layer.n_heads is not None:
-            raise ValueError(
-                f"head_dim={layer.head_dim}: {whole} in n_heads={heads} heads makes keys of {key_total / heads:g}; give one of the two"
-            )
-        raise ValueError(f"head_dim={layer.head_dim}: {whole} has no such heads; choose from {sorted(key_total // h for h in divisors)}")
+        asked, whole = f"head_dim={layer.head_dim}", f"expand_k * d_model = {keys:g}"
+        if layer.n_heads is None:
+            raise ValueError(f"{asked}: {whole} has no such heads; choose from {sorted(key_total // h for h in divisors)}")
+        made = f"{whole} in n_heads={heads} heads makes keys of {key_total / heads:g}"
+        raise ValueError(f"{asked}: {made}; leave head_dim out, or give n_heads=None")
     key_heads = heads if layer.n_key_heads is None else layer.n_key_heads
     if heads % key_heads:
         raise ValueError(f"layer.n_key_heads={key_heads} does not divide the {heads} heads of this layer")

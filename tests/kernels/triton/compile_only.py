@@ -18,7 +18,6 @@ from unittest import mock
 import torch
 import triton
 import triton.backends.nvidia
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -40,8 +39,10 @@ from ttr.kernels.triton.vector_gate import plan as vector_plan
 from ttr.kernels.triton.vector_gate import run as vector_gate
 
 if __package__:
+    from .lint_controls import overwritten_operand, transposed_accumulator
     from .ttgir import miscompiled_transposes, overwritten_operands
 else:
+    from lint_controls import overwritten_operand, transposed_accumulator
     from ttgir import miscompiled_transposes, overwritten_operands
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -62,40 +63,6 @@ CALLS = ("plain", "segments", "packed", "before", "bare")
 WIDEST = "erase 256 256 2"  # its segments too: the matrices of size dk are in no other call
 # with several steps a token: where the readers of a chunk fill their tile (2) and where they do not (3)
 MICRO_STEPS = (("erase 128 128 2", 2), ("erase 128 128 2", 3), ("erase 64 64 2", 2))
-
-
-@triton.jit
-def transposed_accumulator(a, b, out, STORED: tl.constexpr):
-    """A control of the lint: the pattern, or (STORED) the same transpose on its way to memory."""
-    i = tl.arange(0, 64)
-    at = i[:, None] * 64 + i[None, :]
-    x, y = tl.load(a + at), tl.load(b + at)
-    z = tl.trans(tl.dot(x, y)).to(tl.bfloat16)
-    if not STORED:
-        z = tl.dot(z, y).to(tl.bfloat16)
-    tl.store(out + at, z)
-
-
-@triton.jit
-def overwritten_operand(a, b, out, sums, SUMMED: tl.constexpr, TWICE: tl.constexpr):
-    """A control of the lint: in a loop that runs ahead, inside another one, an operand that is also (SUMMED) summed, or not; another
-    product (TWICE) makes no difference.
-    """
-    i = tl.arange(0, 64)
-    for part in range(2):
-        at = part * 65536 + i[:, None] * 256 + i[None, :]
-        product = tl.zeros([64, 64], tl.float32)
-        again = tl.zeros([64, 64], tl.float32)
-        total = tl.zeros([64], tl.float32)
-        for start in tl.range(0, 256, 64, num_stages=3):
-            x, y = tl.load(a + at + start), tl.load(b + at + start * 256)
-            if SUMMED:
-                total += tl.sum(y.to(tl.float32), 0)
-            product = tl.dot(x, y, acc=product)
-            if TWICE:
-                again = tl.dot(y, x, acc=again)
-        tl.store(out + at, product + again)
-        tl.store(sums + part * 64 + i, total)
 
 
 def launches(key: configs.ShapeClass, config: configs.Config, call: str, n: int = 1) -> list[tuple]:

@@ -47,14 +47,27 @@ def check(timeline, x, weight, history, dy, function=None) -> None:
 
 
 @pytest.mark.parametrize("started", [False, True])
-@pytest.mark.parametrize(("T", "D", "K"), [(1, 5, 4), (2, 16, 4), (33, 24, 3), (300, 8, 2), (40, 130, 5)])
+@pytest.mark.parametrize(("T", "D", "K"), [(1, 5, 4), (2, 16, 4), (33, 24, 3), (300, 8, 2), (40, 130, 5), (70, 8, 9), (70, 8, 64)])
 def test_value_and_gradient(T, D, K, started, device):
     check(*given(T, D, K, device, started=started))
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_packed(started, device):
-    check(*given(0, 24, 4, device, packed=True, started=started))
+@pytest.mark.parametrize("K", [4, 9])
+def test_packed(K, started, device):
+    check(*given(0, 24, K, device, packed=True, started=started))
+
+
+def test_what_no_output_reads_may_be_infinite(device):
+    """A sequence's last token meets the newest weight alone."""
+    timeline, x, weight, _, dy = given(9, 8, 4, device, started=False)
+    x[:, -1] = float("inf")
+    weight.requires_grad_()
+    dy = dy.abs()  # an infinite sum, not one of infinities of both signs
+    (got,) = torch.autograd.grad(kernel(timeline, None)(x, weight), weight, dy)
+    (expected,) = torch.autograd.grad(timeline.weighed(x, weight, None), weight, dy)
+    assert torch.isfinite(got[:, :-1]).all() and torch.equal(got[:, -1], expected[:, -1])
+    torch.testing.assert_close(got[:, :-1], expected[:, :-1])
 
 
 def test_nothing_passes_from_one_sequence_to_another(device):

@@ -11,7 +11,7 @@ from ..shapes import ceil_div
 
 UNITS = 64  # hidden units of a program
 AT_A_TIME = 2112  # programs of a scan x mini-batches of a group: enough reads for any GPU, and what is made of a group stays small
-GROUPS = 32  # of a sequence, for all its heads: more would keep more between them than one makes
+GROUPS = 32  # of mini-batches, for each round of heads: with many more, what is kept between groups outgrows what one makes
 TWO_PROGRAMS = 2 * 97 * 1024  # bytes of shared memory: of two programs, float32's, which need the most
 ON_CPU = 1024  # heads at a time, where nothing limits them
 
