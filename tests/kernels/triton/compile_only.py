@@ -269,12 +269,17 @@ VECTOR_GATES = {
     "gla 128": (vector_plan.Rule(False, False, False, False), 128), "gla 64": (vector_plan.Rule(False, False, False, True), 64),
     "kda 128": (vector_plan.Rule(True, False, False, False), 128), "kda 64": (vector_plan.Rule(True, False, True, True), 64),
     "rwkv7 128": (vector_plan.Rule(True, True, True, False), 128), "rwkv7 64": (vector_plan.Rule(True, True, True, False), 64),
+    "gla 128 full": (vector_plan.Rule(False, False, False, False), 128, True),
+    "rwkv7 128 full": (vector_plan.Rule(True, True, True, False), 128, True),
 }  # fmt: skip
-VECTOR_GATES_SUBSET = ("gla 128", "rwkv7 64")  # every kernel is in one of them
+VECTOR_GATES_SUBSET = ("gla 128", "rwkv7 64", "rwkv7 128 full")  # every kernel is in one of them
 
 
-def vector_gates(rule: vector_plan.Rule, d: int) -> list[tuple]:
-    """The launches of a gate for every key channel, forward and backward, cut into two segments, in bfloat16."""
+def vector_gates(rule: vector_plan.Rule, d: int, full: bool = False) -> list[tuple]:
+    """The launches of a gate for every key channel, forward and backward, in bfloat16, cut into two segments.
+
+    Or where heads fill the GPU (`full`), of the scans, which alone differ.
+    """
     found = []
     record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
     with record, torch.device("meta"):
@@ -282,10 +287,11 @@ def vector_gates(rule: vector_plan.Rule, d: int) -> list[tuple]:
         q, initial = torch.empty(B, T, H, d, dtype=torch.bfloat16), torch.empty(B, H, d, d)
         weight = None if not rule.erase else q if rule.added else torch.empty(B, T, H)
         given = q, q, q, q if rule.added else None, torch.empty(B, T, H, d), weight, initial, None
-        config = vector_config.config_of(q.dtype, d, d, rule.erase, rule.added)
-        o, last, saved = vector_gate.forward(*given, 0.1, rule, config, 2, True)
-        vector_gate.backward(o, last, *given, saved, 0.1, rule, config, 2)
-    return found
+        config, segments = vector_config.config_of(q.dtype, d, d, rule.erase, rule.added, full), 1 if full else 2
+        o, last, saved = vector_gate.forward(*given, 0.1, rule, config, segments, True)
+        vector_gate.backward(o, last, *given, saved, 0.1, rule, config, segments)
+    scans = ("forward_kernel", "states_kernel", "reverse_kernel")
+    return [launch for launch in found if launch[0].__name__ in scans] if full else found
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:

@@ -8,6 +8,7 @@ import torch
 
 import ttr
 from ttr import testing
+from ttr.kernels.triton import configs
 from ttr.kernels.triton.vector_gate import config as configuration
 
 from ..cuda_graph import captured
@@ -38,6 +39,17 @@ def test_mechanism(name, dtype):
         for length, d in ((333, 64), (147, 128)):
             case = inputs(name, length, B=2, H=2, Hv=4, dk=d, dv=d, seed=zlib.crc32(name.encode()), extreme=d == 64)
             hold(case, dtype, public)
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(("dk", "dv"), [(128, 128), (64, 96)])
+def test_heads_that_fill_the_gpu(name, dk, dv):
+    """Scans take all of a head's values in one program; a sequence that ends with a whole chunk, and one that does not."""
+    heads = configs.multiprocessors(configs.arch_of(torch.device("cuda")))
+    with tolerance() as hold:
+        for length, extreme in ((192, False), (201, True)):
+            x = inputs(name, length, B=-(-heads // 4), H=2, Hv=4, dk=dk, dv=dv, seed=length, extreme=extreme)
+            hold(x, torch.bfloat16, public)
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -31,8 +31,11 @@ class Config(NamedTuple):
     segments: Launch
 
 
-def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool) -> Config:
-    """reach is what a number bears: of products of two factors 2^reach, fp16 has few. erase, added: of the rule, in `plan`."""
+def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, full: bool = False) -> Config:
+    """reach is what a number bears: of products of two factors 2^reach, fp16 has few. erase, added: of the rule, in `plan`.
+
+    full: whether heads fill the GPU; a scan's program then takes all of a head's values, and reads its keys once.
+    """
     if dtype == torch.float32:
         tile, few = Launch(32, 4, 1), Launch(16, 4, 1)
         return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, few, few)
@@ -40,6 +43,8 @@ def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool) ->
     tile, wide, ahead = Launch(NARROWEST, 4, 1), Launch(128, 4, 1), Launch(NARROWEST, 4, 3)
     if max(dk, dv) > 128:
         forward = states = reverse = Launch(NARROWEST, 8, 1)
+    elif full and dv > NARROWEST:
+        forward = states = reverse = Launch(128, 8, 2)
     else:  # three stages where they fit in shared memory, and were faster
         forward = Launch(NARROWEST, 4, 2)
         states, reverse = forward if added else ahead, forward if erase else ahead
@@ -58,6 +63,8 @@ class Choice(NamedTuple):
 def _choose(arch: str, dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, heads: Any, T: Any) -> Choice:
     config, processors = config_of(dtype, dk, dv, erase, added), configs.multiprocessors(arch)
     programs = heads * ceil_div(dv, config.forward.tile)
+    if not isinstance(heads, torch.SymInt) and 10 * heads >= 7 * processors:  # no length is cut: of symbols nobody launches
+        config = config_of(dtype, dk, dv, erase, added, True)
     pieces = configs.segments(config.chunk, processors, programs, T)
     few: Any = 1 - torch.sym_min(1, programs // max(1, 7 * processors // 10))
     return Choice(config, pieces, few * pieces)
