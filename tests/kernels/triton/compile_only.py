@@ -269,7 +269,7 @@ VECTOR_GATES = {
     "gla 128": (vector_plan.Rule(False, False, False, False), 128), "gla 64": (vector_plan.Rule(False, False, False, True), 64),
     "kda 128": (vector_plan.Rule(True, False, False, False), 128), "kda 64": (vector_plan.Rule(True, False, True, True), 64),
     "rwkv7 128": (vector_plan.Rule(True, True, True, False), 128), "rwkv7 64": (vector_plan.Rule(True, True, True, False), 64),
-    "gla 128 full": (vector_plan.Rule(False, False, False, False), 128, True),
+    "kda 128 full": (vector_plan.Rule(True, False, False, False), 128, True),
     "rwkv7 128 full": (vector_plan.Rule(True, True, True, False), 128, True),
 }  # fmt: skip
 VECTOR_GATES_SUBSET = ("gla 128", "rwkv7 64", "rwkv7 128 full")  # every kernel is in one of them
@@ -290,7 +290,7 @@ def vector_gates(rule: vector_plan.Rule, d: int, full: bool = False) -> list[tup
         config, segments = vector_config.config_of(q.dtype, d, d, rule.erase, rule.added, full), 1 if full else 2
         o, last, saved = vector_gate.forward(*given, 0.1, rule, config, segments, True)
         vector_gate.backward(o, last, *given, saved, 0.1, rule, config, segments)
-    scans = ("forward_kernel", "states_kernel", "reverse_kernel")
+    scans = "forward_kernel", "reverse_kernel"
     return [launch for launch in found if launch[0].__name__ in scans] if full else found
 
 

@@ -43,7 +43,7 @@ def advance_kernel(
             tl.store(start_biases + place * SLOTS * DV + values, c, mask=values < DV)
         normal, rate = normalized(layer_input(z, c, key, BIASED, PRECISION), values, eps, DV, BV, NORM)
         e = slope(normal, key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
-        g = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM).to(key.dtype)
+        g = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM)[0].to(key.dtype)
         store_rows(gradient + head * DV, token, g, t, valid, values, HV * DV, DV, BV)
         g = g.to(tl.float32)
         f = load_written(mask, written, factor, place * SLOTS, head, token, t, valid, HV, SIZE)

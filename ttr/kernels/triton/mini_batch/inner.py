@@ -12,6 +12,23 @@ def mean(x, D: tl.constexpr):
 
 
 @triton.jit
+def two_added(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def three_added(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def means(x, y, D: tl.constexpr):
+    """`mean` of both, in one exchange between threads."""
+    x, y = tl.reduce((x, y), 1, two_added)
+    return (x / D)[:, None], (y / D)[:, None]
+
+
+@triton.jit
 def within(x, columns, D: tl.constexpr, BLOCK: tl.constexpr):
     """x, zero behind the last channel."""
     if BLOCK == D:
@@ -35,7 +52,8 @@ def normalized(a, columns, eps, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.c
 def normalized_gradient(dx, x, rate, columns, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr):
     """The gradient of a where that of x, rate = `normalized`(a) is dx."""
     if NORM:
-        return within(rate * (dx - mean(dx, D) - x * mean(dx * x, D)), columns, D, BLOCK)
+        straight, along = means(dx, dx * x, D)
+        return within(rate * (dx - straight - x * along), columns, D, BLOCK)
     else:
         return dx
 
@@ -64,27 +82,31 @@ def slope(
 
 @triton.jit
 def loss_gradient(e, normal, rate, gamma, columns, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr):
-    """The loss's gradient at the layer's output, where its derivative by the prediction is e."""
+    """The loss's gradient at the layer's output, where its derivative by the prediction is e; and, for its own, mean(e gamma normal)."""
     if NORM:
-        return normalized_gradient(e * gamma[None, :], normal, rate, columns, D, BLOCK, NORM)
+        h = e * gamma[None, :]
+        straight, along = means(h, h * normal, D)
+        return within(rate * (h - straight - normal * along), columns, D, BLOCK), along
     else:
-        return e
+        return e, rate
 
 
 @triton.jit
-def loss_gradient_gradient(dg, g, e, normal, rate, gamma, curvature, columns, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr):
-    """Of g = `loss_gradient`(e, normal, rate): de, and the gradients of the layer's output a, through normal and e, and of gamma.
+def loss_gradient_gradient(
+    dg, g, along, e, normal, rate, gamma, curvature, columns, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr
+):
+    """Of g, along = `loss_gradient`(e, normal, rate): de, and the gradients of the layer's output a, through normal and e, and, by
+    row, of gamma.
 
     The map from h = e gamma to g is symmetric: it takes dg to dh. Of the rate, g / rate is the derivative.
     """
     if NORM:
-        h = e * gamma[None, :]
-        dh = normalized_gradient(dg, normal, rate, columns, D, BLOCK, NORM)
+        straight, dalong, by_rate = tl.reduce((dg, dg * normal, dg * g), 1, three_added)
+        straight, dalong, by_rate = (straight / D)[:, None], (dalong / D)[:, None], (by_rate / D)[:, None]
+        dh = within(rate * (dg - straight - normal * dalong), columns, D, BLOCK)
         de = dh * gamma[None, :]
-        along = mean(dg * normal, D)
-        dnormal = curvature * de * gamma[None, :] - rate * (dg * mean(h * normal, D) + h * along)
-        da = normalized_gradient(dnormal, normal, rate, columns, D, BLOCK, NORM) - rate * normal * mean(dg * g, D)
-        dgamma = tl.sum(dh * e + curvature * de * normal, 0)
-        return de, da, dgamma
+        dnormal = curvature * de * gamma[None, :] - rate * (dg * along + e * gamma[None, :] * dalong)
+        da = normalized_gradient(dnormal, normal, rate, columns, D, BLOCK, NORM) - rate * normal * by_rate
+        return de, da, dh * e + curvature * de * normal
     else:
-        return dg, curvature * dg, tl.sum(dg, 0)
+        return dg, curvature * dg, dg

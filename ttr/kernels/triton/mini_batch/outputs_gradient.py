@@ -1,4 +1,4 @@
-"""What the outputs give back: to q, to the mini-batch's gradients, to R and Q0, and to k as it is read."""
+"""What the outputs give back: to q, to the mini-batch's gradients, to R and Q0, and to k as it is read; and what `retreat` need not make."""
 
 import triton.language as tl
 
@@ -12,7 +12,7 @@ from .places import batch_of, load_affine, load_factor, load_pairs, pair_pointer
 @kernel("T batches eps")
 def outputs_gradient_kernel(
     q, k, gradient, mask, rows, written, factor, gamma, beta, starts, start_biases, do, dy, dq, dk, dgradient, dmask, drows, dwritten,
-    dfactor, dgamma, dbeta, T, batches, eps,
+    dfactor, dgamma, dbeta, normals, rates, T, batches, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr,
@@ -22,7 +22,8 @@ def outputs_gradient_kernel(
         dG = (R * Q K^T)^T dY,   dS = R * dY G^T,   dQ = sum_s (Q0_s * dY) Z_s^T + dS K [+ dO],   dK = dS^T Q
         dR = Q K^T * dY G^T,     dQ0_s = <dY, Q Z_s>
 
-    dq, dk: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch alone, [N, batches, Hv, dv].
+    dq, dk: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch alone, [N, batches, Hv, dv]. normals, rates: `normalized` of the
+    layer's output where the gradients were taken, K Z_0, float32, [tokens, Hv, dv] and, with NORM, [tokens, Hv].
     """
     head, token, place = batch_of(T, batches, HV, SIZE)
     t = tl.arange(0, ROWS)
@@ -50,6 +51,11 @@ def outputs_gradient_kernel(
         tl.store(dgamma + place * DV + values, tl.sum(out * normal, 0), mask=values < DV)
         tl.store(dbeta + place * DV + values, tl.sum(out, 0), mask=values < DV)
     store_rows(dy + head * DV, token, given, t, valid, values, HV * DV, DV, BV)
+    y, _ = read_slot(key, starts, start_biases, None, place, 0, t, valid, keys, values, DK, DV, SIZE, SLOTS, BIASED, PRECISION)
+    normal, rate = normalized(y, values, eps, DV, BV, NORM)
+    store_rows(normals + head * DV, token, normal, t, valid, values, HV * DV, DV, BV)
+    if NORM:
+        tl.store(rates + (token + t)[:, None] * HV + head, rate, mask=valid[:, None])
     narrow = given.to(operand)
     own = product(narrow, tl.trans(g), PRECISION)  # <dY_i, G_j>
     if mask is None:

@@ -3,16 +3,16 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import load_block, load_rows, store_rows
-from .inner import layer_input, loss_gradient, loss_gradient_gradient, normalized, slope
+from ..tiles import load_numbers, load_rows, store_rows
+from .inner import layer_input, loss_gradient, loss_gradient_gradient, slope, two_added
 from .places import load_affine, load_mixing, load_rows_of, load_written, place_of, store_block
 from .slots import load_slots, store_slots
 
 
-@kernel("T batches eps curvature gain")
+@kernel("T batches curvature gain")
 def retreat_kernel(
-    q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, start_biases, dy, dgradient, dlast, dlast_bias,
-    ends, end_biases, dlayer, dv, dgamma, dbeta, dfirst, dfirst_bias, T, batches, eps, curvature, gain,
+    q, k, v, mask, rows, written, kept, factor, gamma, beta, normals, rates, dy, dgradient, dlast, dlast_bias,
+    ends, end_biases, dlayer, dv, dgamma, dbeta, dfirst, dfirst_bias, T, batches, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIZE: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -22,8 +22,8 @@ def retreat_kernel(
         dG <- dG + sum_s F_s * (K D_s + d_s),    dA of it (`loss_gradient_gradient`)
         D_l <- sum_s phi_sl D_s + Q^T (Q0_l * dY) + [l = 0] K^T dA,    d_l likewise with Q = K = 1
 
-    ends, end_biases: D and d behind every mini-batch, [N, batches, Hv, r, ...]. dlayer: dA, [tokens, Hv, dv], and
-    dV = -gain de. dgamma, dbeta: of this sequence, through the loss, [N, Hv, dv].
+    normals, rates: of `outputs_gradient`. ends, end_biases: D and d behind every mini-batch, [N, batches, Hv, r, ...]. dlayer: dA,
+    [tokens, Hv, dv], and dV = -gain de. dgamma, dbeta: of this sequence, through the loss, [N, Hv, dv].
     """
     n = tl.program_id(0) // HV
     head = tl.program_id(0) % HV
@@ -46,13 +46,10 @@ def retreat_kernel(
         out = load_rows(dy + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
         dg = load_rows(dgradient + head * DV, token, t, valid, values, HV * DV, DV, BV).to(tl.float32)
         operand = key.dtype
-        z = load_block(starts + place * SLOTS * DK * DV, keys, values, DK, DV)
-        bias = c
-        if BIASED:
-            bias = tl.load(start_biases + place * SLOTS * DV + values, mask=values < DV, other=0.0)
-        normal, rate = normalized(layer_input(z, bias, key, BIASED, PRECISION), values, eps, DV, BV, NORM)
+        normal = load_rows(normals + head * DV, token, t, valid, values, HV * DV, DV, BV)
+        rate = load_numbers(rates, head, token, t, valid, HV, 1.0, NORM)[:, None]
         e = slope(normal, key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
-        g = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM)
+        g, along = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM)
         store_block(ends + place * SLOTS * DK * DV, d, keys, values, DK, DV)
         if BIASED:
             tl.store(end_biases + place * SLOTS * DV + values, c, mask=values < DV)
@@ -75,17 +72,18 @@ def retreat_kernel(
             own = tl.load(kept + place)
             d *= own
             c *= own
-        de, da, own = loss_gradient_gradient(dg, g, e, normal, rate, scale, curvature, values, DV, BV, NORM)
+        de, da, by_row = loss_gradient_gradient(dg, g, along, e, normal, rate, scale, curvature, values, DV, BV, NORM)
         store_rows(dlayer + head * DV, token, da, t, valid, values, HV * DV, DV, BV)
         store_rows(dv + head * DV, token, -gain * de, t, valid, values, HV * DV, DV, BV)
         if NORM:
+            own, through = tl.reduce((by_row, curvature * de), 0, two_added)
             scaled += own
-            shifted += tl.sum(curvature * de, 0)
+            shifted += through
         read = row[:, None] * out
         d = tl.dot(tl.trans(query), read.to(operand), acc=d, input_precision=PRECISION)
         d = tl.dot(tl.trans(key), da.to(operand), acc=d, input_precision=PRECISION)
         if BIASED:
-            c += tl.sum(read, 0) + tl.sum(da, 0)
+            c += tl.sum(read + da, 0)
     if NORM:
         here = (n * HV + head).to(tl.int64) * DV + values
         tl.store(dgamma + here, scaled, mask=values < DV)

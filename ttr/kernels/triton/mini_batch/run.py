@@ -81,7 +81,7 @@ def launches(kind: Kind) -> dict[str, Bound]:
     out = {name: kernel.bind(batches, narrow, **reads) for name, kernel in READS.items()}
     out["written_gradient"] = written_gradient_kernel.bind(batches, 8 if wide else narrow, **constants)
     for name, kernel in SCANS.items():
-        read = (rows * (kind.dk + kind.dv), rows * (2 * kind.dk + 3 * kind.dv) + kind.dk * kind.dv)[name == "retreat"]
+        read = rows * ((kind.dk + kind.dv), (2 * kind.dk + 5 * kind.dv))[name == "retreat"]  # of 5, 2 for a float32
         stages = min(3, max(1, ROOM // (read * kind.dtype.itemsize)))
         out[name] = kernel.bind(heads, 4 << wide, STAGES=stages, **constants)
     return out
@@ -121,17 +121,18 @@ def backward(
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
     by_loss = None if gamma is None else q.new_empty(2, N, HV, dv, dtype=torch.float32)  # of gamma and of beta
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
+    normals = (q.new_empty(N, T, HV, dv, dtype=torch.float32), None if gamma is None else q.new_empty(N, T, HV, dtype=torch.float32))
     read, affine, slots = (mask, rows, written), (factor, gamma, beta), (starts, start_biases)
     run["outputs_gradient"](
         q, k, gradient, *read, *affine, *slots, do, dy, dq, dk_, dgradient, dmask, drows, dwritten, dfactor, dgamma, dbeta,
-        T, M, form.eps,
+        *normals, T, M, form.eps,
     )  # fmt: skip
     ends, dfirst = torch.empty_like(starts), torch.empty_like(dlast)
     end_biases, dfirst_bias = (torch.empty_like(start_biases), torch.empty_like(dlast_bias)) if kind.biased else (None, None)
     gamma_by_loss, beta_by_loss = (None, None) if by_loss is None else by_loss
     run["retreat"](
-        q, k, v, *read, kept, *affine, *slots, dy, dgradient, dlast, dlast_bias, ends, end_biases, dlayer, dv_,
-        gamma_by_loss, beta_by_loss, dfirst, dfirst_bias, T, M, form.eps, form.curvature, form.gain,
+        q, k, v, *read, kept, *affine, *normals, dy, dgradient, dlast, dlast_bias, ends, end_biases, dlayer, dv_,
+        gamma_by_loss, beta_by_loss, dfirst, dfirst_bias, T, M, form.curvature, form.gain,
     )  # fmt: skip
     run["written_gradient"](
         k, mask, written, factor, gradient, *slots, ends, end_biases, dlayer, dv_, dk_, dwritten, dkept, dfactor,

@@ -55,7 +55,7 @@ def advance_kernel(
         scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
         normal, rate = normalized(a, values, eps, DV, BV, NORM)
         e = slope(normal, key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
-        u = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM).to(operand)
+        u = loss_gradient(e, normal, rate, scale, values, DV, BV, NORM)[0].to(operand)
         if part == 0:
             store_rows(predicted, here, a, t, valid, values, DV, DV, BV)
             store_rows(upper, here, u, t, valid, values, DV, DV, BV)

@@ -3,7 +3,7 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..mini_batch.inner import loss_gradient_gradient, normalized, slope
+from ..mini_batch.inner import loss_gradient_gradient, mean, normalized, slope
 from ..mini_batch.places import load_affine, place_of
 from ..tiles import load_rows, product, store_rows
 from .exchange import scan_place_of, summed
@@ -80,15 +80,16 @@ def retreat_kernel(
         scale, shift = load_affine(gamma, beta, head, values, DV, NORM)
         normal, rate = normalized(a, values, eps, DV, BV, NORM)
         e = slope(normal, own_key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
+        along = mean(e * scale[None, :] * normal, DV) if NORM else rate
         de, dp, through = loss_gradient_gradient(
-            du, u.to(tl.float32), e, normal, rate, scale, curvature, values, DV, BV, NORM
+            du, u.to(tl.float32), along, e, normal, rate, scale, curvature, values, DV, BV, NORM
         )  # fmt: skip
         if part == 0:
             store_rows(dlayer, here, dp, t, valid, values, DV, DV, BV)
             store_rows(dv + head * DV, token, -gain * de, t, valid, values, HV * DV, DV, BV)
             if NORM:
                 at = place * DV + values
-                tl.store(dgamma + at, tl.load(dgamma + at, mask=values < DV, other=0.0) + through, mask=values < DV)
+                tl.store(dgamma + at, tl.load(dgamma + at, mask=values < DV, other=0.0) + tl.sum(through, 0), mask=values < DV)
                 through = tl.sum(curvature * de, 0)
                 tl.store(dbeta + at, tl.load(dbeta + at, mask=values < DV, other=0.0) + through, mask=values < DV)
         dp = dp.to(operand)

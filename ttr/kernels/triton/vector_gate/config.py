@@ -34,7 +34,7 @@ class Config(NamedTuple):
 def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, full: bool = False) -> Config:
     """reach is what a number bears: of products of two factors 2^reach, fp16 has few. erase, added: of the rule, in `plan`.
 
-    full: whether heads fill the GPU; a scan's program then takes all of a head's values, and reads its keys once.
+    full: whether heads fill the GPU; with many operands a scan's program then takes all of a head's values, and reads its keys once.
     """
     if dtype == torch.float32:
         tile, few = Launch(32, 4, 1), Launch(16, 4, 1)
@@ -43,11 +43,11 @@ def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, fu
     tile, wide, ahead = Launch(NARROWEST, 4, 1), Launch(128, 4, 1), Launch(NARROWEST, 4, 3)
     if max(dk, dv) > 128:
         forward = states = reverse = Launch(NARROWEST, 8, 1)
-    elif full and dv > NARROWEST:
-        forward = states = reverse = Launch(128, 8, 2)
     else:  # three stages where they fit in shared memory, and were faster
         forward = Launch(NARROWEST, 4, 2)
         states, reverse = forward if added else ahead, forward if erase else ahead
+        if full and erase and dv > NARROWEST:
+            forward = reverse = Launch(128, 8, 2)
     return Config(64, reach, tile if added else wide, forward, states, reverse, wide, tile, ahead, tile, Launch(16, 4, 1))
 
 
