@@ -198,11 +198,12 @@ TWO_SLOTS_SUBSET = TWO_SLOTS[1:3]  # both rules
 
 
 def two_slot_launches(dk: int, dv: int, itemsize: int, erase: bool, packed: bool) -> list[tuple]:
-    """The launches of optimizers with one slot beside the weights, forward and backward."""
+    """The launches of optimizers with one slot beside the weights, forward and backward; heads of 64 are few."""
     found = []
     record = mock.patch.object(JITFunction, "run", lambda kernel, *args, grid, warmup, **kwargs: found.append((kernel, args, kwargs)))
-    with record, torch.device("meta"):
-        B, T, H, dtype = 1 if packed else 8, 2048, 16, {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    hopper = mock.patch.object(configs, "multiprocessors", lambda arch: 132)
+    with record, hopper, torch.device("meta"):
+        B, T, H, dtype = 1 if packed or dk == 64 else 8, 2048, 16, {2: torch.bfloat16, 4: torch.float32}[itemsize]
         q, v = torch.empty(B, T, H, dk, dtype=dtype), torch.empty(B, T, H, dv, dtype=dtype)
         first = torch.empty(8, H, 2, dk, dv) if packed else None
         given = q, q, v, torch.empty(10, B, T, H), first, torch.empty(9, dtype=torch.int32) if packed else None

@@ -17,15 +17,13 @@ def two_added(a, b, c, d):
 
 
 @triton.jit
-def three_added(a, b, c, d, e, f):
-    return a + d, b + e, c + f
-
-
-@triton.jit
 def means(x, y, D: tl.constexpr):
-    """`mean` of both, in one exchange between threads."""
-    x, y = tl.reduce((x, y), 1, two_added)
-    return (x / D)[:, None], (y / D)[:, None]
+    """`mean` of both; where a row's columns lie with several warps, these wait for each other once."""
+    if x.shape[0] > 16:
+        return mean(x, D), mean(y, D)
+    else:
+        x, y = tl.reduce((x, y), 1, two_added)
+        return (x / D)[:, None], (y / D)[:, None]
 
 
 @triton.jit
@@ -101,12 +99,11 @@ def loss_gradient_gradient(
     The map from h = e gamma to g is symmetric: it takes dg to dh. Of the rate, g / rate is the derivative.
     """
     if NORM:
-        straight, dalong, by_rate = tl.reduce((dg, dg * normal, dg * g), 1, three_added)
-        straight, dalong, by_rate = (straight / D)[:, None], (dalong / D)[:, None], (by_rate / D)[:, None]
+        straight, dalong = means(dg, dg * normal, D)
         dh = within(rate * (dg - straight - normal * dalong), columns, D, BLOCK)
         de = dh * gamma[None, :]
         dnormal = curvature * de * gamma[None, :] - rate * (dg * along + e * gamma[None, :] * dalong)
-        da = normalized_gradient(dnormal, normal, rate, columns, D, BLOCK, NORM) - rate * normal * by_rate
+        da = normalized_gradient(dnormal, normal, rate, columns, D, BLOCK, NORM) - rate * normal * mean(dg * g, D)
         return de, da, dh * e + curvature * de * normal
     else:
         return dg, curvature * dg, dg

@@ -1,4 +1,4 @@
-"""What the outputs give back: to q, to the mini-batch's gradients, to R and Q0, and to k as it is read; and what `retreat` need not make."""
+"""What the outputs give back: to q, to the mini-batch's gradients, to R and Q0, and to k as it is read. What `retreat` need not make."""
 
 import triton.language as tl
 

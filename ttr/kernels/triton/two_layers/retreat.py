@@ -81,17 +81,18 @@ def retreat_kernel(
         normal, rate = normalized(a, values, eps, DV, BV, NORM)
         e = slope(normal, own_key, value, scale, shift, curvature, gain, NORM, RESIDUAL)
         along = mean(e * scale[None, :] * normal, DV) if NORM else rate
-        de, dp, through = loss_gradient_gradient(
+        de, dp, by_row = loss_gradient_gradient(
             du, u.to(tl.float32), along, e, normal, rate, scale, curvature, values, DV, BV, NORM
         )  # fmt: skip
+        by_scale = tl.sum(by_row, 0)
         if part == 0:
             store_rows(dlayer, here, dp, t, valid, values, DV, DV, BV)
             store_rows(dv + head * DV, token, -gain * de, t, valid, values, HV * DV, DV, BV)
             if NORM:
                 at = place * DV + values
-                tl.store(dgamma + at, tl.load(dgamma + at, mask=values < DV, other=0.0) + tl.sum(through, 0), mask=values < DV)
-                through = tl.sum(curvature * de, 0)
-                tl.store(dbeta + at, tl.load(dbeta + at, mask=values < DV, other=0.0) + through, mask=values < DV)
+                by_shift = tl.sum(curvature * de, 0)
+                tl.store(dgamma + at, tl.load(dgamma + at, mask=values < DV, other=0.0) + by_scale, mask=values < DV)
+                tl.store(dbeta + at, tl.load(dbeta + at, mask=values < DV, other=0.0) + by_shift, mask=values < DV)
         dp = dp.to(operand)
         given = load_rows(dhidden, here, t, valid, units, M, M, BM).to(tl.float32)
         given = tl.dot(dp, tl.trans(y), acc=given, input_precision=PRECISION)

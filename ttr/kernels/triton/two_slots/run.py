@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import configs
 from ..launch import Bound, prepare
 from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
 from .forward import forward_kernel
@@ -54,9 +55,11 @@ class Kind(NamedTuple):
 
 
 def kind_of(q, v, first, cu_seqlens, rule: Rule, tiling: Tiling | None, save: bool, ended: bool) -> Kind:
-    tiling = tiling or tiling_of(q.dtype, q.device.type)
+    s = sizes_of(q, v, cu_seqlens)
+    full = 7 * configs.multiprocessors(configs.arch_of(q.device)) <= 10 * s.N * s.HV
+    tiling = tiling or tiling_of(q.dtype, q.device.type, full)
     return Kind(
-        sizes_of(q, v, cu_seqlens), q.dtype, q.get_device(), first is not None, cu_seqlens is not None, rule, tiling, save, ended
+        s, q.dtype, q.get_device(), first is not None, cu_seqlens is not None, rule, tiling, save, ended
     )  # fmt: skip
 
 

@@ -28,10 +28,11 @@ class Tiling(NamedTuple):
 
 
 @cache
-def tiling_of(dtype: torch.dtype, device: str) -> Tiling:
+def tiling_of(dtype: torch.dtype, device: str, full: bool = False) -> Tiling:
+    """full: whether heads fill the GPU; `starts` then takes all of a head's states in one program, and reads its keys and errors once."""
     if device == "cpu":  # the interpreter
         return Tiling(16, *[Launch(16, 4)] * 6)
     if dtype == torch.float32:
         return Tiling(16, Launch(0, 1), Launch(32, 4), Launch(32, 4), Launch(32, 4), Launch(0, 1), Launch(16, 1))
     scan = Launch(64, 4, 2)
-    return Tiling(64, Launch(0, 4), scan, scan, scan, Launch(0, 8, 1, 128), Launch(32, 4, 2))
+    return Tiling(64, Launch(0, 4), scan, Launch(128, 8, 2) if full else scan, scan, Launch(0, 8, 1, 128), Launch(32, 4, 2))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import configs
-from ..buffers import Layout
+from ..buffers import Layout, Shapes
 from ..configs import Launch
 from ..shapes import Sizes, ceil_div
 
@@ -76,8 +76,22 @@ def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, erase: bool, added: 
     return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, erase, added, heads, T)
 
 
-def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int, save: bool = True) -> Layout:
-    """What forward makes for backward; without `save`, as much as forward itself needs. room: for how many segments."""
+def prepared(s: Sizes, dtype: torch.dtype, erase: bool, added: bool, config: Config, packed: bool) -> Shapes:
+    """What `prepare` makes, but for which chunks are far."""
+    keys, pairs = ((s.tokens, s.HV, s.dk), dtype), ((s.tokens, s.HV, config.chunk), dtype)
+    out = {"queries": keys, "writes": keys, "reads": pairs, "left": ((s.slots(config.chunk, packed), s.HV, s.dk), torch.float32)}
+    if erase:
+        out["looks"] = keys
+    if added:
+        out |= {"added": keys, "added_reads": pairs, "errors_of": pairs}
+    return out
+
+
+def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int, packed: bool, save: bool = True) -> Layout:
+    """What forward makes for backward; without `save`, as much as forward itself needs. room: for how many segments.
+
+    Of the delta rule, backward has `prepare` run again: that costs less than the memory, which the errors take too.
+    """
     out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     if erase:
         out["inverse"] = (s.tokens, s.HV, config.chunk), dtype
@@ -87,4 +101,7 @@ def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int, 
     pieces = s.N * room * s.HV
     out["starts"] = (pieces, s.dk, s.dv), torch.float32
     out["transfer"] = (pieces, s.dk, s.dk) if erase else (pieces, s.dk), torch.float32
+    if save and not erase:
+        out |= prepared(s, dtype, False, False, config, packed)
+        out["far"] = (s.slots(config.chunk, packed), s.HV), torch.int32
     return Layout(out)

@@ -60,7 +60,7 @@ def _fake_forward(q, k, v, p, log_decay, weight, initial, cu_seqlens, scale, era
     s = sizes_of(q, v, cu_seqlens)
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     config, _, room = _choose(q, v, p, erase, cu_seqlens)
-    return o, last, v.new_empty((saved(s, q.dtype, erase, config, room).size if save else 0,), dtype=torch.uint8)
+    return o, last, v.new_empty((saved(s, q.dtype, erase, config, room, cu_seqlens is not None).size if save else 0,), dtype=torch.uint8)
 
 
 def _fake_backward(do, dlast, q, k, v, p, log_decay, weight, initial, cu_seqlens, *rest):

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..buffers import Layout, Shapes
+from ..buffers import Layout
 from ..launch import Bound
 from ..scalar_gate import segments as erased
 from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
-from .config import NARROWEST, Config, saved
+from .config import NARROWEST, Config, prepared, saved
 from .forward import forward_kernel
 from .gradients import gradients_kernel
 from .gradients_far import gradients_far_kernel
@@ -69,7 +69,9 @@ class Plan:
         self.key_tile = self.tile(config.gradients.tile, s.dk)
         self.key_tiles = ceil_div(s.dk, self.key_tile)
         self.value_tile = self.tile(NARROWEST if kind.dtype.itemsize == 2 else 32, s.dv)  # of a state, in gradients
-        self.kept, self.made = saved(s, kind.dtype, rule.erase, config, kind.room, save), Layout(self._made())
+        self.kept = saved(s, kind.dtype, rule.erase, config, kind.room, kind.packed, save)
+        made = prepared(s, kind.dtype, rule.erase, rule.added, config, kind.packed)
+        self.made = Layout({name: x for name, x in made.items() if name not in self.kept.places})
         self.numbers = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.tile(power_of_two(s.dk), s.dk), "C": config.chunk, "ERASE": rule.erase,
             "ADDED": rule.added, "WEIGHTED": kind.weight is not None, "BY_CHANNEL": kind.weight == 4, "LOOK_BEFORE": rule.look_before,
@@ -82,17 +84,6 @@ class Plan:
     def tile(self, most: int, channels: int) -> int:
         """What a head has of channels in tiles of so many at most; those it does not have are masked."""
         return max(self.least, min(most, power_of_two(channels)))
-
-    def _made(self) -> Shapes:
-        """What `prepare` makes."""
-        s, dtype, rule = self.kind.sizes, self.kind.dtype, self.kind.rule
-        keys, pairs = ((s.tokens, s.HV, s.dk), dtype), ((s.tokens, s.HV, self.kind.config.chunk), dtype)
-        out = {"queries": keys, "writes": keys, "reads": pairs, "left": ((self.chunks, s.HV, s.dk), torch.float32)}
-        if rule.erase:
-            out["looks"] = keys
-        if rule.added:
-            out |= {"added": keys, "added_reads": pairs, "errors_of": pairs}
-        return out
 
     def launch(self, name: str, kernel, grid: tuple[int, ...], launch: Any, **more: Any) -> Bound:
         """Made once; the kernel takes those of the numbers that it has a parameter for."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..buffers import Piece
 from ..launch import prepare
 from .config import Config
 from .plan import Plan, Rule, kind_of, plan_of
@@ -24,10 +25,11 @@ def forward(
     plan = plan_of(kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule, config, segments, room), save, False, False)
     s = plan.kind.sizes
     buffer, scratch = plan.kept.make(q), plan.made.make(q)
-    kept, made = plan.kept.arrays(buffer), plan.made.arrays(scratch)
+    kept = plan.kept.arrays(buffer)
+    made = kept | plan.made.arrays(scratch)
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    inverse = kept.get("inverse")
-    _prepare(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale, False)
+    inverse, far = kept.get("inverse"), _far(plan, q, kept)
+    _prepare(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, False)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     if not rule.added:
         errors_of = inverse
@@ -42,16 +44,18 @@ def forward(
     return o, last, buffer if save else q.new_empty((0,), dtype=torch.uint8)
 
 
-def _prepare(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float, solved: bool) -> Tensor:
-    """Returns which chunks are far, [chunks, Hv]."""
+def _far(plan: Plan, q, kept: dict[str, Any]) -> Tensor | Piece:
+    """Room for which chunks are far, [chunks, Hv], and where they are kept, what lies there."""
+    return kept["far"] if "far" in kept else q.new_empty((plan.chunks, plan.kind.sizes.HV), dtype=torch.int32)
+
+
+def _prepare(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], far, cu_seqlens, scale: float, solved: bool) -> None:
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     s = plan.kind.sizes
-    far = q.new_empty((plan.chunks, s.HV), dtype=torch.int32)
     given = q, k, p, log_decay, weight, inverse
     arrays = queries, looks, writes, added, reads, added_reads, errors_of, left, far, cu_seqlens
     plan.prepare(solved)(*given, *arrays, s.N, s.T, scale, plan.weight_stride)
     plan.prepare_far(solved)(*given, *arrays, s.N, s.T, plan.chunks * s.HV, scale, plan.weight_stride)
-    return far
 
 
 def backward(
@@ -65,9 +69,10 @@ def backward(
     plan = plan_of(kind, True, dlast is not None, learned)
     s, empty = kind.sizes, q.new_empty
     kept, scratch = plan.kept.arrays(buffer), plan.made.make(q)
-    made = plan.made.arrays(scratch)
-    inverse, error = kept.get("inverse"), kept.get("error", v)
-    far = _prepare(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale, True)
+    made = kept | plan.made.arrays(scratch)
+    inverse, error, far = kept.get("inverse"), kept.get("error", v), _far(plan, q, kept)
+    if plan.made.places:
+        _prepare(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, True)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     scanned = cu_seqlens, plan.chunks * s.HV, s.T, segments, plan.segment_chunks
     start = kept["starts"] if segments > 1 else initial
