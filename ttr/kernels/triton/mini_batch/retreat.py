@@ -73,12 +73,12 @@ def retreat_kernel(
             d *= own
             c *= own
         de, da, by_row = loss_gradient_gradient(dg, g, along, e, normal, rate, scale, curvature, values, DV, BV, NORM)
+        if NORM:
+            by_scale, by_shift = tl.reduce((by_row, curvature * de), 0, two_added)
+            scaled += by_scale
+            shifted += by_shift
         store_rows(dlayer + head * DV, token, da, t, valid, values, HV * DV, DV, BV)
         store_rows(dv + head * DV, token, -gain * de, t, valid, values, HV * DV, DV, BV)
-        if NORM:
-            own, through = tl.reduce((by_row, curvature * de), 0, two_added)
-            scaled += own
-            shifted += through
         read = row[:, None] * out
         d = tl.dot(tl.trans(query), read.to(operand), acc=d, input_precision=PRECISION)
         d = tl.dot(tl.trans(key), da.to(operand), acc=d, input_precision=PRECISION)

@@ -13,7 +13,7 @@ from .memory import affine, load_both_slots, load_both_written, mixed, slot_size
 
 @kernel("T batches heads begin count eps curvature gain")
 def advance_kernel(
-    k, v, mask, written, kept, factor, gamma, beta, memory, starts, hidden, slopes, predicted, lower, upper, partial, arrived,
+    k, v, mask, written, kept, factor, gamma, beta, first, last, starts, hidden, slopes, predicted, lower, upper, partial, arrived,
     T, batches, heads, begin, count, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
@@ -22,8 +22,8 @@ def advance_kernel(
 ):  # fmt: skip
     """`count` mini-batches, from `begin` on; PARTS programs a head, the hidden units shared among them.
 
-    memory: [N, Hv, r, slot], float32, in place. starts: the same before every mini-batch of the group's heads, rounded as
-    products take it, [heads, count, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
+    first, last: the memory before and behind them, [N, Hv, r, slot], float32. starts: the same before every mini-batch of the
+    group's heads, rounded as products take it, [heads, count, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
     (predicted, float32): [heads, count, b, m or dv].
     """
     local, part, n, head = scan_place_of(heads, HV, PARTS)
@@ -33,8 +33,8 @@ def advance_kernel(
     units = part * BM + tl.arange(0, BM)
     valid = t < SIZE
     wide = slot_size(DK, DV, M, BIASED)
-    own_memory = memory + (heads + local).to(tl.int64) * SLOTS * wide
-    z, y, c, d, n_z, n_y, n_c, n_d = load_both_slots(own_memory, keys, units, values, DK, DV, M, BIASED, SLOTS)
+    row = (heads + local).to(tl.int64) * SLOTS * wide
+    z, y, c, d, n_z, n_y, n_c, n_d = load_both_slots(first + row, keys, units, values, DK, DV, M, BIASED, SLOTS)
     for step in tl.range(0, count, disable_licm=True):
         batch = begin + step
         token = n.to(tl.int64) * T + batch * SIZE
@@ -81,4 +81,5 @@ def advance_kernel(
             if BIASED:
                 n_c += tl.sum(n_f[:, None] * l, 0)
                 n_d += tl.sum(write, 0)
-    store_both_slots(own_memory, z, y, c, d, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)
+    if last is not None:
+        store_both_slots(last + row, z, y, c, d, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)

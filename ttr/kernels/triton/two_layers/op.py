@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..operators import DUAL, apply, differentiated, empty_likes, gradients, operator, ready
 from ..shapes import ceil_div
-from .parts import group_of
+from .parts import group_of, row_of
 
 TENSORS = 11  # the first arguments of an operator
 
@@ -37,7 +37,7 @@ def _backward(do, dlast, *args):
 def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, size, hidden, *options):
     batches, heads, device = v.shape[1] // size, v.shape[0] * v.shape[2], v.device.index if v.is_cuda else -1
     several = ceil_div(batches, group_of(batches, heads, hidden, device)) - 1 if options[-1] else 0
-    return *empty_likes(v, first), first.new_empty((several, *first.shape))
+    return *empty_likes(v, first), first.new_empty((several, row_of(first)))
 
 
 def _fake_backward(do, dlast, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, *rest):

@@ -60,3 +60,8 @@ def group_of(batches: Any, heads: Any, hidden: int, device: int) -> Any:
     several: Any = torch.sym_max(AT_A_TIME // (together * parts_of(hidden, device)), batches * ceil_div(heads, most) // GROUPS)
     several = torch.sym_max(1, several)
     return ceil_div(batches, ceil_div(batches, several))
+
+
+def row_of(memory: Any) -> Any:
+    """The numbers of a memory in a row of checkpoints, which begins on 16 bytes."""
+    return ceil_div(memory.numel(), 4) * 4

@@ -12,13 +12,13 @@ from ..launch import Bound, prepare
 from ..shapes import ceil_div, power_of_two
 from .advance import advance_kernel
 from .outputs import outputs_kernel
-from .parts import UNITS, group_of, heads_at_once, parts_of, warps_of
+from .parts import UNITS, group_of, heads_at_once, parts_of, row_of, warps_of
 from .readers import readers_kernel
 from .retreat import retreat_kernel
 from .writers import writers_kernel
 from .written_gradient import written_gradient_kernel
 
-SCANS = {"advance": advance_kernel, "retreat": retreat_kernel}
+SCANS = {"advance": advance_kernel, "advance once more": advance_kernel, "retreat": retreat_kernel}
 READS = {"outputs": outputs_kernel, "readers": readers_kernel, "writers": writers_kernel}
 
 
@@ -71,8 +71,9 @@ def launches(kind: Kind) -> dict[str, Bound]:
         "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     reads, scans = (kind.heads * kind.count,), (kind.heads * parts,)
-    out = {name: kernel.bind(reads, 4, **constants, BEFORE=form.before) for name, kernel in READS.items()}
-    out["written_gradient"] = written_gradient_kernel.bind(reads, 4, **constants)
+    ahead = 2 if kind.dtype.itemsize == 2 else 1  # float32's tiles leave no room in shared memory
+    out = {name: kernel.bind(reads, 4, ahead if name == "outputs" else 1, **constants, BEFORE=form.before) for name, kernel in READS.items()}
+    out["written_gradient"] = written_gradient_kernel.bind(reads, 4, ahead, **constants)
     own = constants | {"BM": UNITS if parts > 1 else max(16, power_of_two(form.hidden)), "PARTS": parts}
     warps = warps_of(kind.heads, form.hidden, kind.device)
     for name, kernel in SCANS.items():
@@ -139,26 +140,26 @@ class Prepared:
 
 
 def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form: Form, save: bool):
-    """o, the last memory, and with save the memory that every group but the first began with, [groups - 1, N, Hv, r, slot]."""
+    """o, the last memory, and with save the memory that every group but the first began with, [groups - 1, `row_of` first]."""
     call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, False)
-    o, memory, made = torch.empty_like(v), first.clone(), None
-    checkpoints = first.new_empty((ceil_div(call.batches, call.count) - 1 if save else 0, *first.shape))
+    o, last, made = torch.empty_like(v), torch.empty_like(first), None
+    checkpoints = first.new_empty((ceil_div(call.batches, call.count) - 1 if save else 0, row_of(first)))
     for own in call.groups:
+        before = first
         for i, group in enumerate(own):
             run = call.launches(group)
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
-            if save and i:
-                heads = slice(group.first, group.first + group.heads)
-                checkpoints[i - 1].flatten(0, 1)[heads] = memory.flatten(0, 1)[heads]
+            behind = checkpoints[i] if i < len(checkpoints) else last
             place = *call.place(group), form.eps
             run["advance"](
-                k, v, mask, written, kept, factor, gamma, beta, memory, *made.tensors, made.partial, next(call.arrived), *place,
+                k, v, mask, written, kept, factor, gamma, beta, before, behind, *made.tensors, made.partial, next(call.arrived), *place,
                 form.curvature, form.gain,
             )  # fmt: skip
             starts, hidden, _slopes, _predicted, lower, upper = made.tensors
             run["outputs"](q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, *place)
-    return o, memory, checkpoints
+            before = behind
+    return o, last, checkpoints
 
 
 def backward(
@@ -169,7 +170,7 @@ def backward(
     call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, mixed)
     (N, T, H, dk), (HV, dv), M = q.shape, v.shape[2:], call.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
-    dv_, dmemory, memory = torch.empty_like(v), dlast.clone(), torch.empty_like(first)
+    dv_, dmemory = torch.empty_like(v), dlast.clone()
     dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
     dkept = torch.empty_like(kept) if mixed and kept is not None else None
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
@@ -177,16 +178,16 @@ def backward(
     affine, loss, made = (gamma, beta), (form.curvature, form.gain), None
     for own in call.groups:
         for i, group in reversed(list(enumerate(own))):
-            run, place, heads = call.launches(group), call.place(group), slice(group.first, group.first + group.heads)
+            run, place = call.launches(group), call.place(group)
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
                 dout, dupper, dlayer = (torch.empty_like(made.upper) for _ in range(3))
                 read, dinner, curved, dhidden, dlower, dweighed = (torch.empty_like(made.hidden) for _ in range(6))
                 ends = torch.empty_like(made.starts)
-            memory.flatten(0, 1)[heads] = (checkpoints[i - 1] if i else first).flatten(0, 1)[heads]
+            before = checkpoints[i - 1] if i else first
             starts, hidden, slopes, predicted, lower, upper = made.tensors
-            run["advance"](
-                k, v, mask, written, kept, factor, *affine, memory, *made.tensors, made.partial, next(call.arrived), *place, form.eps,
+            run["advance once more"](
+                k, v, mask, written, kept, factor, *affine, before, None, *made.tensors, made.partial, next(call.arrived), *place, form.eps,
                 *loss,
             )  # fmt: skip
             run["readers"](
