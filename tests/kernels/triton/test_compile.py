@@ -40,7 +40,7 @@ SPILLS: dict[str, int] = {
     "add 256 256 2 plain readers_kernel": 192,
     "add 256 256 2 plain keys_kernel": 408,
     # mini-batches of 64 tokens: two carried matrices of 64 x 64, or one of 128 x 128, beside four blocks of tokens
-    "mini-batch 64 64 64 2 retreat_kernel": 688,
+    "mini-batch 64 64 64 2 retreat_kernel": 704,
     "mini-batch 128 128 16 1 retreat_kernel": 88,
     "mini-batch 128 128 64 1 advance_kernel": 24,
     "mini-batch 128 128 64 1 retreat_kernel": 104,

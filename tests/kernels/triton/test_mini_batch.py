@@ -250,5 +250,5 @@ def test_bitwise_the_same_from_run_to_run():
 def test_the_scans_keep_within_the_shared_memory():
     """What they read ahead; the whole is held against the GPU's limit in test_compile.py."""
     for d, size in ((16, 2), (64, 16), (128, 64)):
-        kind = run.Kind(1, 2 * size, 1, 1, d, d, size, 1, True, True, True, False, True, False, False, torch.float32, -1)
+        kind = run.Kind(1, 2 * size, 1, 1, d, d, size, 1, True, True, True, False, True, False, False, False, torch.float32, -1)
         assert 1 <= run.launches(kind)["retreat"].constants["STAGES"] <= 3

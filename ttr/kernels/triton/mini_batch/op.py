@@ -34,7 +34,7 @@ def _backward(
 
     *form, mixed = options
     given: Any = ready(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta)
-    rest: Any = first_bias, starts, start_biases, gradient, run.form_of(*form), mixed
+    rest: Any = first, first_bias, starts, start_biases, gradient, run.form_of(*form), mixed
     dq, dk, dv, dmask, drows, dwritten, *some, dfirst, dfirst_bias = run.backward(*given, *rest)
     return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some, dfirst_bias) if x is not None)]
 
@@ -60,7 +60,7 @@ forward = operator(  # o, last, starts, gradient and, with biases, last_bias, st
 )
 backward = operator(
     # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta, dfirst_bias those that were given
-    f"mini_batch_backward(Tensor do, Tensor dlast, Tensor? dlast_bias, {_INPUTS}, Tensor starts, Tensor gradient, "
+    f"mini_batch_backward(Tensor do, Tensor? dlast, Tensor? dlast_bias, {_INPUTS}, Tensor starts, Tensor gradient, "
     f"Tensor? start_biases, {_FORM}, bool mixed) -> Tensor[]",
     _backward, _fake_backward,
 )  # fmt: skip
@@ -88,8 +88,9 @@ class MiniBatches(torch.autograd.Function):
         *inputs, starts, gradient, start_biases = ctx.saved_tensors
         q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias = inputs
         do = torch.zeros_like(v) if do is None else do
-        dlast = torch.zeros_like(first) if dlast is None else dlast
-        if first_bias is not None and dlast_bias is None:
+        if dlast is None and dlast_bias is not None:
+            dlast = torch.zeros_like(first)
+        if dlast is not None and dlast_bias is None and first_bias is not None:
             dlast_bias = torch.zeros_like(first_bias)
         mixed = ctx.needs_input_grad[6]
         wanted = q, k, v, written, first, mask, rows, kept if mixed else None, factor, gamma, beta, first_bias

@@ -22,7 +22,7 @@ def outputs_gradient_kernel(
         dG = (R * Q K^T)^T dY,   dS = R * dY G^T,   dQ = sum_s (Q0_s * dY) Z_s^T + dS K [+ dO],   dK = dS^T Q
         dR = Q K^T * dY G^T,     dQ0_s = <dY, Q Z_s>
 
-    dq, dk: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch alone, [N, batches, Hv, dv]. normals, rates: `normalized` of the
+    dq, dk: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch alone, [N, batches + 1, Hv, dv]. normals, rates: `normalized` of the
     layer's output where the gradients were taken, K Z_0, float32, [tokens, Hv, dv] and, with NORM, [tokens, Hv].
     """
     head, token, place = batch_of(T, batches, HV, SIZE)
@@ -48,8 +48,9 @@ def outputs_gradient_kernel(
         scale, _ = load_affine(gamma, beta, head, values, DV, NORM)
         normal, rate = normalized(y, values, eps, DV, BV, NORM)
         given = normalized_gradient(out * scale[None, :], normal, rate, values, DV, BV, NORM)
-        tl.store(dgamma + place * DV + values, tl.sum(out * normal, 0), mask=values < DV)
-        tl.store(dbeta + place * DV + values, tl.sum(out, 0), mask=values < DV)
+        at = (place + tl.program_id(0) // batches * HV) * DV + values
+        tl.store(dgamma + at, tl.sum(out * normal, 0), mask=values < DV)
+        tl.store(dbeta + at, tl.sum(out, 0), mask=values < DV)
     store_rows(dy + head * DV, token, given, t, valid, values, HV * DV, DV, BV)
     y, _ = read_slot(key, starts, start_biases, None, place, 0, t, valid, keys, values, DK, DV, SIZE, SLOTS, BIASED, PRECISION)
     normal, rate = normalized(y, values, eps, DV, BV, NORM)

@@ -82,8 +82,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     if rows.unfinished is not None:
         kept = _stacked(**state.mini_batch["start"])
         start = {name: torch.where(rows.unfinished.view(-1, *[1] * (x.ndim - 1)), kept[name], x) for name, x in start.items()}
-    position = torch.zeros_like(state.mini_batch["position"]) + rows.position
-    mini_batch = {"start": _tree(spec, start), "position": position}
+    mini_batch = {"start": _tree(spec, start), "position": rows.positions(n)}
     return rows.join(outputs, call.v), State(**_tree(spec, memory), mini_batch=mini_batch, spec_hash=spec.hash)
 
 
@@ -135,8 +134,7 @@ def _numbers(call: Call) -> tuple[Tensor, Tensor | None]:
     """
     spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
     if stands_still(spec):
-        one = torch.ones((), device=device)
-        (written,) = spec.optimizer.update((torch.zeros_like(one),), one, Signals(signals_of(call)))
+        (written,) = spec.optimizer.update((0.0,), 1.0, Signals(signals_of(call)))
         return written.expand(1, B, T, Hv), None
     eye = torch.eye(1 + len(spec.optimizer.slots), device=device)
     nothing = torch.cat([torch.nn.functional.pad(eye, (0, 1)).flatten(), eye.new_zeros(2 * len(eye))])

@@ -23,7 +23,7 @@ def retreat_kernel(
         D_l <- sum_s phi_sl D_s + Q^T (Q0_l * dY) + [l = 0] K^T dA,    d_l likewise with Q = K = 1
 
     normals, rates: of `outputs_gradient`. ends, end_biases: D and d behind every mini-batch, [N, batches, Hv, r, ...]. dlayer: dA,
-    [tokens, Hv, dv], and dV = -gain de. dgamma, dbeta: of this sequence, through the loss, [N, Hv, dv].
+    [tokens, Hv, dv], and dV = -gain de. dgamma, dbeta: of this sequence, through the loss, behind those of its mini-batches.
     """
     n = tl.program_id(0) // HV
     head = tl.program_id(0) % HV
@@ -85,7 +85,7 @@ def retreat_kernel(
         if BIASED:
             c += tl.sum(read + da, 0)
     if NORM:
-        here = (n * HV + head).to(tl.int64) * DV + values
+        here = place_of(n, batches, batches + 1, head, HV) * DV + values
         tl.store(dgamma + here, scaled, mask=values < DV)
         tl.store(dbeta + here, shifted, mask=values < DV)
     store_slots(dfirst, dfirst_bias, at, d, c, n_d, n_c, keys, values, DK, DV, SLOTS, BIASED)

@@ -24,9 +24,15 @@ class Even:
         self.end = T - (T - self.head) % size
         self.whole, self.tail, self.rest = self.end - self.head, size if self.end < T else 0, T - self.end
         self.events = None, torch.arange(size, device=device)[None] < self.rest if self.tail else None
-        self.position = (position + T) % size
+        self.position, self.device = (position + T) % size, device
+
+    def positions(self, n: int) -> Tensor:
+        """Of n rows in their mini-batch, behind the last token."""
+        return torch.full((n,), self.position, device=self.device)
 
     def lay(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not self.head and not self.tail:
+            return x[:, :0], x, x[:, :0]
         tail = x[:, self.end :]
         if self.tail:
             tail = pad(tail, (*[0] * (2 * x.ndim - 4), 0, self.tail - self.rest))
@@ -61,6 +67,9 @@ class Uneven:
         self.position = torch.tensor([(p + n) % size for p, n in zip(positions, lengths, strict=True)], device=device)
         unfinished = [p > 0 and p + n < size for p, n in zip(positions, lengths, strict=True)]
         self.unfinished = torch.tensor(unfinished, device=device) if any(unfinished) else None
+
+    def positions(self, n: int) -> Tensor:
+        return self.position
 
     def lay(self, x: Tensor) -> tuple[Tensor, ...]:
         laid = x.new_zeros(sum(self.widths), *x.shape[2:]).index_copy(0, self.at, x.flatten(0, 1))

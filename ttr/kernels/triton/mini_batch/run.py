@@ -49,9 +49,10 @@ class Kind(NamedTuple):
     norm: bool
     residual: bool
     before: bool
-    masked: bool  # these three and the norms: which arguments are None
+    masked: bool  # these four and the norms: which arguments are None
     factored: bool
     mixed: bool
+    ended: bool
     dtype: torch.dtype
     device: int
 
@@ -60,11 +61,11 @@ class Kind(NamedTuple):
         return self.T // self.size
 
 
-def kind_of(q, v, slots: int, mask, factor, gamma, first_bias, form: Form, mixed: bool) -> Kind:
+def kind_of(q, v, slots: int, mask, factor, gamma, first_bias, form: Form, mixed: bool, ended: bool) -> Kind:
     (N, T, H, dk), (HV, dv) = q.shape, v.shape[2:]
     return Kind(
         N, T, H, HV, dk, dv, form.size, slots, first_bias is not None, gamma is not None, form.residual, form.before,
-        mask is not None, factor is not None, mixed, q.dtype, q.get_device(),
+        mask is not None, factor is not None, mixed, ended, q.dtype, q.get_device(),
     )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, firs
     """o, the last slots and their biases, the slots and biases every mini-batch began with, and its gradients."""
     if q.is_cuda:
         prepare()
-    kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, False)
+    kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, False, False)
     run, (N, T, _, HV, dk, dv, _, r), M = launches(kind), kind[:8], kind.batches
     bias = (lambda *shape: q.new_empty(shape, dtype=torch.float32)) if kind.biased else (lambda *shape: None)
     starts, start_biases = q.new_empty(N, M, HV, r, dk, dv), bias(N, M, HV, r, dv)
@@ -105,21 +106,21 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, firs
 
 
 def backward(
-    do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first_bias, starts, start_biases, gradient,
+    do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, starts, start_biases, gradient,
     form: Form, mixed: bool = True,
 ):  # fmt: skip
     """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta, first and first_bias; None for what was not given."""
     if q.is_cuda:
         prepare()
     mixed = mixed and kept is not None
-    kind = kind_of(q, v, dlast.shape[2], mask, factor, gamma, first_bias, form, mixed)
+    kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, mixed, dlast is not None)
     run, (N, T, H, HV, dk, dv, *_), M = launches(kind), kind[:8], kind.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
     dy, dgradient, dlayer, dv_ = (torch.empty_like(v) for _ in range(4))
     dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
     dkept = torch.empty_like(kept) if mixed and kept is not None else None
-    dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
-    by_loss = None if gamma is None else q.new_empty(2, N, HV, dv, dtype=torch.float32)  # of gamma and of beta
+    # by what every mini-batch reads, and by the loss of all of them
+    dgamma, dbeta = (None if gamma is None else q.new_empty(N, M + 1, HV, dv, dtype=torch.float32) for _ in range(2))
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
     normals = (q.new_empty(N, T, HV, dv, dtype=torch.float32), None if gamma is None else q.new_empty(N, T, HV, dtype=torch.float32))
     read, affine, slots = (mask, rows, written), (factor, gamma, beta), (starts, start_biases)
@@ -127,21 +128,17 @@ def backward(
         q, k, gradient, *read, *affine, *slots, do, dy, dq, dk_, dgradient, dmask, drows, dwritten, dfactor, dgamma, dbeta,
         *normals, T, M, form.eps,
     )  # fmt: skip
-    ends, dfirst = torch.empty_like(starts), torch.empty_like(dlast)
-    end_biases, dfirst_bias = (torch.empty_like(start_biases), torch.empty_like(dlast_bias)) if kind.biased else (None, None)
-    gamma_by_loss, beta_by_loss = (None, None) if by_loss is None else by_loss
+    ends, dfirst = torch.empty_like(starts), torch.empty_like(first)
+    end_biases, dfirst_bias = (torch.empty_like(start_biases), torch.empty_like(first_bias)) if kind.biased else (None, None)
     run["retreat"](
         q, k, v, *read, kept, *affine, *normals, dy, dgradient, dlast, dlast_bias, ends, end_biases, dlayer, dv_,
-        gamma_by_loss, beta_by_loss, dfirst, dfirst_bias, T, M, form.curvature, form.gain,
+        dgamma, dbeta, dfirst, dfirst_bias, T, M, form.curvature, form.gain,
     )  # fmt: skip
     run["written_gradient"](
         k, mask, written, factor, gradient, *slots, ends, end_biases, dlayer, dv_, dk_, dwritten, dkept, dfactor,
         T, M, form.curvature / form.gain,
     )  # fmt: skip
     dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
-    if by_loss is not None:
-        lost_gamma, lost_beta = by_loss.sum(1)
-        dgamma, dbeta = dgamma + lost_gamma, dbeta + lost_beta
     if HV != H:
         dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
     return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, dfirst_bias

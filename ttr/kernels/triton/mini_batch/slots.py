@@ -11,14 +11,17 @@ from .places import store_block
 def load_slots(
     base, biases, at, keys, values, DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """Both slots from the `at`-th on and their biases (zero where there are none), or of one slot both twice."""
-    z = load_block(base + at * DK * DV, keys, values, DK, DV)
+    """Both slots from the `at`-th on and their biases (zero where there are none), or of one slot both twice. base: None for zeros."""
+    if base is None:
+        z = tl.zeros([keys.shape[0], BV], tl.float32)
+    else:
+        z = load_block(base + at * DK * DV, keys, values, DK, DV)
     c = tl.zeros([BV], tl.float32)
     n_z = z
     n_c = c
-    if SLOTS == 2:
+    if SLOTS == 2 and base is not None:
         n_z = load_block(base + (at + 1) * DK * DV, keys, values, DK, DV)
-    if BIASED:
+    if BIASED and base is not None:
         c = tl.load(biases + at * DV + values, mask=values < DV, other=0.0)
         if SLOTS == 2:
             n_c = tl.load(biases + (at + 1) * DV + values, mask=values < DV, other=0.0)

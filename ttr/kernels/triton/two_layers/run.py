@@ -72,7 +72,9 @@ def launches(kind: Kind) -> dict[str, Bound]:
     }  # fmt: skip
     reads, scans = (kind.heads * kind.count,), (kind.heads * parts,)
     ahead = 2 if kind.dtype.itemsize == 2 else 1  # float32's tiles leave no room in shared memory
-    out = {name: kernel.bind(reads, 4, ahead if name == "outputs" else 1, **constants, BEFORE=form.before) for name, kernel in READS.items()}
+    out = {
+        name: kernel.bind(reads, 4, ahead if name == "outputs" else 1, **constants, BEFORE=form.before) for name, kernel in READS.items()
+    }
     out["written_gradient"] = written_gradient_kernel.bind(reads, 4, ahead, **constants)
     own = constants | {"BM": UNITS if parts > 1 else max(16, power_of_two(form.hidden)), "PARTS": parts}
     warps = warps_of(kind.heads, form.hidden, kind.device)
