@@ -22,9 +22,9 @@ def advance_kernel(
 ):  # fmt: skip
     """`count` mini-batches, from `begin` on; PARTS programs a head, the hidden units shared among them.
 
-    first, last: the memory before and behind them, [N, Hv, r, slot], float32. starts: the same before every mini-batch of the
-    group's heads, rounded as products take it, [heads, count, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
-    (predicted, float32): [heads, count, b, m or dv].
+    first, last: the memory before and behind them, [N, Hv, r, slot], float32; last None where nobody wants it. starts: the same
+    before every mini-batch of the group's heads, rounded as products take it, [heads, count, r, slot]. hidden, slopes, lower: X,
+    a'(A) and L, upper: U, and what U is the gradient at (predicted, float32): [heads, count, b, m or dv].
     """
     local, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
