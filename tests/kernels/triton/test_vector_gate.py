@@ -240,6 +240,14 @@ def test_no_tile_of_16_bits_is_narrower_than_64(dtype, dk, dv, erase, added):
         assert {x for n, x in bound.constants.items() if n in ("BK", "BV", "TILE", "C")} <= {64, 128}, name
 
 
+def test_a_scan_takes_all_values_where_heads_fill_the_gpu():
+    """Not where a sequence may be cut: torch.compile, which knows no number of heads, then makes room for segments."""
+    many, few = (configuration.choose("sm_90", torch.bfloat16, 128, 128, True, False, heads, 16384) for heads in (96, 16))
+    assert (many.config.forward.tile, many.segments, many.room) == (128, 1, 0)
+    assert few.config.forward.tile == 64 and few.segments == few.room > 1
+    assert configuration.choose("sm_90", torch.bfloat16, 128, 128, False, False, 96, 16384).config.forward.tile == 64  # no erase
+
+
 @pytest.mark.usefixtures("interpreter")
 def test_the_normaliser():
     spec = ttr.spec({"optimizer": "sgd", "gate": "vector", "read": {"normalizer": "sum"}})
@@ -260,6 +268,18 @@ def test_one_output_alone(which):
     for name, got, expected in zip(given, used("triton"), used("chunk"), strict=True):
         expected = torch.zeros_like(given[name]) if expected is None else expected
         assert testing.relative_error(torch.zeros_like(given[name]) if got is None else got, expected) < BOUND, name
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["gla", "rwkv7"])
+def test_backward_leaves_what_forward_kept(name):
+    """Another one over the same graph finds the same."""
+    case = inputs(name, 37, B=1, H=1, Hv=1, dk=16, dv=16).to(torch.float32)
+    leaves = {n: x.requires_grad_() for n, x in case.tensors.items()}
+    o, _ = testing.call(replace(case, tensors=leaves), "triton")
+    first, second = (torch.autograd.grad(o.square().sum(), list(leaves.values()), retain_graph=True) for _ in range(2))
+    for name, x, y in zip(leaves, first, second, strict=True):
+        assert torch.equal(x, y), name
 
 
 @pytest.mark.usefixtures("interpreter")
