@@ -27,7 +27,7 @@ def forward(
     kept, made = plan.kept.arrays(buffer), plan.made.arrays(scratch)
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     inverse = kept.get("inverse")
-    _prepare(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale, False)
+    prepared(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale, False)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     if not rule.added:
         errors_of = inverse
@@ -42,7 +42,7 @@ def forward(
     return o, last, buffer if save else q.new_empty((0,), dtype=torch.uint8)
 
 
-def _prepare(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float, solved: bool) -> Tensor:
+def prepared(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float, solved: bool) -> Tensor:
     """Returns which chunks are far, [chunks, Hv]."""
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     s = plan.kind.sizes
@@ -67,7 +67,7 @@ def backward(
     kept, scratch = plan.kept.arrays(buffer), plan.made.make(q)
     made = plan.made.arrays(scratch)
     inverse, error = kept.get("inverse"), kept.get("error", v)
-    far = _prepare(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale, True)
+    far = prepared(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale, True)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     scanned = cu_seqlens, plan.chunks * s.HV, s.T, segments, plan.segment_chunks
     start = kept["starts"] if segments > 1 else initial
@@ -94,20 +94,30 @@ def backward(
     looks = empty(pair_shape) if rule.erase else None
     added_reads, added_looks = (empty(pair_shape) if rule.added else None for _ in range(2))
     plan.pairs()(error, v, do, derror, reads, looks, added_reads, added_looks, cu_seqlens, s.N, s.T, scale)
-    per_head = (*q.shape[:2], s.HV, s.dk)
-    dq, dk = empty(per_head), empty(per_head)
-    dp = empty(per_head) if rule.added else None
-    dlog_decay = empty(per_head, dtype=log_decay.dtype) if learned else None
-    if kind.weight == 4:
-        dweight = torch.empty_like(weight)
-    else:
-        dweight = None if weight is None else empty((plan.key_tiles, *q.shape[:2], s.HV), dtype=torch.float32)
-    given = q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far
-    wanted = dq, dk, dp, dlog_decay, dweight
-    plan.gradients()(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, scale, plan.weight_stride)
-    plan.gradients_far()(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, plan.chunks * s.HV, scale, plan.weight_stride)
-    if dweight is not None and kind.weight != 4:
-        dweight = dweight.sum(0) if plan.key_tiles > 1 else dweight[0]
+    given = q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, None, far
+    dq, dk, dp, dlog_decay, dweight = of_chunks(plan, given, cu_seqlens, scale)
     if s.HV != s.H:
         dq, dk, dp = (None if x is None else x.unflatten(2, (s.H, -1)).sum(3) for x in (dq, dk, dp))
     return dq, dk, dv, dp, dlog_decay, dweight, first
+
+
+def of_chunks(plan: Plan, given: tuple, cu_seqlens, scale: float):
+    """dq, dk, dp, [B, T, Hv, dk], dlog_decay and dweight from what is `given` of every chunk: the kernels' first arguments."""
+    q, _, p, log_decay, weight, *_, value_left, _ = given
+    s, empty = plan.kind.sizes, q.new_empty
+    per_head = (*q.shape[:2], s.HV, s.dk)
+    dq, dk = empty(per_head), empty(per_head)
+    dp = None if p is None else empty(per_head)
+    dlog_decay = empty(per_head, dtype=log_decay.dtype) if plan.learned else None
+    by_channel = plan.kind.weight == 4
+    if by_channel:
+        dweight = torch.empty_like(weight)
+    else:
+        dweight = None if weight is None else empty((plan.key_tiles, *q.shape[:2], s.HV), dtype=torch.float32)
+    wanted = dq, dk, dp, dlog_decay, dweight
+    plan.gradients(value_left is not None)(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, scale, plan.weight_stride)
+    rest = plan.chunks * s.HV, scale, plan.weight_stride
+    plan.gradients_far(value_left is not None)(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, *rest)
+    if dweight is not None and not by_channel:
+        dweight = dweight.sum(0) if plan.key_tiles > 1 else dweight[0]
+    return dq, dk, dp, dlog_decay, dweight
