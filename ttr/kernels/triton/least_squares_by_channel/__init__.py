@@ -5,8 +5,8 @@ With e the square roots of a token's decays, E those from one token to another m
     H_t = E_t H_0 E_t + sum_(s <= t) w_s (E_ts k_s)(E_ts k_s)^T      so for rows P, one a token
     Y = ((P E) H_0) E + sum_s w_s <p_t E_ts, k_s> (E_ts k_s) + P Lambda
 
-As in `vector_gate` the pairs of a chunk meet in its middle, where the decays bear that (near), else in rounds (far): a matrix a
-token differs from that of no gate by a factor a channel on both sides.
+As in `vector_gate` the pairs of a chunk meet in its middle, where the decays bear that (near): the matrix of a token is then that
+of no gate, but for a factor a channel on both sides. Else (far) they meet in rounds, as few as the decays allow.
 
 forward    prepare, statistics (H before every chunk), solve and solve_far (x), vector_gate's forward on (x, k, v)
 backward   vector_gate's backward on (x, k, v); prepare, statistics, both solves for dq; what H gives (`gradients`): -sum_t <dq_t,

@@ -28,7 +28,8 @@ def operands_kernel(
     READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, REACH: tl.constexpr,
     ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """One chunk and value head a program; h the log2 of e summed over the chunk, the middle's a whole number.
+    """One chunk and value head a program; h the log2 of e summed over the chunk, `middle` the middle's and half of REACH, a whole number:
+    of what exceeds 1 the keys have more, whose size is known; lookers multiply directions, which may have grown.
 
         added, writes     w k k^T at the chunk's end, k 2^(whole - h): rows of norm 1/2 to 1, what they lack is in `added`
         gains, left       the diagonal of what is written, or a bound of it; 2^whole
@@ -73,7 +74,7 @@ def operands_kernel(
     key *= unit[:, None]
     tl.store(written + numbers, b / (unit * unit), mask=valid)
     if tl.min(tl.minimum(early, late)) >= -REACH:
-        middle = tl.floor(early.to(tl.float32) + 0.5)
+        middle = tl.floor(early.to(tl.float32) + (REACH / 2 + 0.5))
         store_rows(keys + head * DK, token, key * power(middle - h), t, valid, channels, HV * DK, DK, BK)
         store_rows(lookers + head * DK, token, power(looked - middle), t, valid, channels, HV * DK, DK, BK)
         tl.store(middles + of_chunk, tl.exp2(middle), mask=there)

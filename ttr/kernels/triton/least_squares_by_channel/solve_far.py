@@ -12,9 +12,9 @@ from ..vector_gate.rounds import meeting_place, met
 
 
 @triton.jit
-def bounded(exponent, REACH: tl.constexpr):
+def bounded(exponent, MOST: tl.constexpr):
     """2^exponent in float32; what is cut off belongs to no pair of the round."""
-    return tl.exp2(tl.minimum(exponent.to(tl.float32), REACH + 1.0, NAN_STAYS))
+    return tl.exp2(tl.minimum(exponent.to(tl.float32), MOST + 1.0, NAN_STAYS))
 
 
 @kernel("N T blocks scale iterations tolerance")
@@ -23,12 +23,13 @@ def solve_far_kernel(
     HQ: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, READ_BEFORE: tl.constexpr,
     PACKED: tl.constexpr, REACH: tl.constexpr, ROUNDS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As `solve_near_kernel`. With h the sums, before the token where it reads before, and `at` those where a round's pairs meet:
+    """As `solve_near_kernel`. With h the sums, before the token where it reads before, and `at` those where a round's pairs meet and
+    half of REACH, as in `prepare`:
 
         Y = 2^h * ((P 2^h) H_0) + sum_rounds U * (((P * U) B^T * written) B) + P Lambda,      U = 2^(h - at),  B = K 2^(at - h)
 
     The rounds are those of `vector_gate.rounds` but for the first, the last `far` of them, with all pairs of its blocks: they
-    meet in the blocks' middles, where no factor is above 2^REACH. In the others none is above 1.
+    meet in the blocks' middles, where no channel has strayed further than 2^REACH.
     """
     slot = tl.program_id(0)
     head = tl.program_id(1)
@@ -65,11 +66,11 @@ def solve_far_kernel(
         y = product((direction * up).to(OPERAND), past, PRECISION) * (up * kept)
         for round in tl.range(begin, ROUNDS, disable_licm=True):
             row = meeting_place(round, i)
-            at = load_rows(sums, token, row, row < count, channels, HV * DK, DK, BK)
+            at = load_rows(sums, token, row, row < count, channels, HV * DK, DK, BK) + REACH / 2
             h = load_rows(sums, token, i, valid, channels, HV * DK, DK, BK)
-            column = (keys_.load([chunk * C, 0]).to(tl.float32) * bounded(at - h, REACH)).to(OPERAND)
+            column = (keys_.load([chunk * C, 0]).to(tl.float32) * bounded(at - h, 1.5 * REACH)).to(OPERAND)
             h = load_rows(sums, token, i - BEFORE, valid & (i >= BEFORE), channels, HV * DK, DK, BK)
-            up = bounded(h - at, REACH)
+            up = bounded(h - at, 0.5 * REACH)
             scores = product((direction * up).to(OPERAND), tl.trans(column), PRECISION)
             together = (i[:, None] ^ i[None, :]) < 1 << round
             here = seen & together & ((round == begin) | met(round, i[:, None], i[None, :]))
