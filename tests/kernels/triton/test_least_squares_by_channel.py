@@ -99,6 +99,28 @@ def test_segments(read, extreme):
 
 
 @pytest.mark.usefixtures("interpreter")
+@READS
+def test_packed_sequences_that_go_on(read):
+    """A state for each, and gradients of both states, that of the last H not symmetric."""
+    case = testing.random_inputs(declare("vector", read=read, iterations=3), T=40, B=3, H=1, Hv=2, dk=16, dv=16)
+    case = in_dtype(testing.pack(case, [33, 5, 40]), torch.float32)
+    root, G, weights = torch.randn(3, 3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def run(path, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (root, G, *case.tensors.values(), *case.params.values())]
+        start, first_G, *rest = leaves
+        state = ttr.State(weights={"G": first_G, "H": start @ start.mT}, spec_hash=case.spec.hash)
+        tensors, params = dict(zip(case.tensors, rest, strict=False)), dict(zip(case.params, rest[-len(case.params) :], strict=True))
+        o, last = testing.call(replace(case, tensors=tensors, params=params, initial_state=state), path)
+        loss = o.square().sum() + (last.weights["H"] * weights.to(dtype)).sum() + last.weights["G"].square().sum()
+        return o, *last.weights.values(), *torch.autograd.grad(loss, leaves)
+
+    with poisoned():
+        got = run("triton", torch.float32)
+    assert max(map(testing.relative_error, got, run("chunk", torch.float64))) < 2e-5
+
+
+@pytest.mark.usefixtures("interpreter")
 def test_a_decay_for_all_tokens():
     """[Hv, dk]: the same numbers at every token, and the sum of their gradients."""
     case = in_dtype(testing.random_inputs(BY_CHANNEL, T=37, B=2, H=1, Hv=2, dk=16, dv=16), torch.float32)
