@@ -192,7 +192,8 @@ def gate_decay(signals: Mapping[str, Tensor], call: Call, dtype: torch.dtype) ->
     if decay is None:
         return None
     per_key = ((Hv, dk), (B, T, Hv, dk)) if spec.gate.per_key else ()
-    if decay.shape not in ((), (Hv,), (B, T, Hv), *per_key):
+    shapes = (), (Hv,), (B, T, Hv), *per_key
+    if decay.shape not in [shape for shape in shapes if len(shape) == decay.ndim]:  # T may be a symbol: it is not compared with dk
         more = f" or [{B}, {T}, {Hv}, {dk}]" if spec.gate.per_key else ""
         raise ValueError(f"log_decay: got shape {list(decay.shape)}, expected [{Hv}] or [{B}, {T}, {Hv}]{more}, natural log")
     _check_decay(decay)

@@ -26,6 +26,9 @@ from ttr.kernels.triton import configs
 from ttr.kernels.triton.decode import run as decoding
 from ttr.kernels.triton.least_squares import plan as solving
 from ttr.kernels.triton.least_squares import run as least_squares
+from ttr.kernels.triton.least_squares_by_channel import matrices
+from ttr.kernels.triton.least_squares_by_channel import plan as solving_by_channel
+from ttr.kernels.triton.least_squares_by_channel import run as least_squares_by_channel
 from ttr.kernels.triton.mini_batch import masks
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.recurrent import run as recurrent
@@ -265,6 +268,31 @@ def solves(dk: int, itemsize: int) -> list[tuple]:
     return [launch for launch in found if launch[0].__name__ in ("statistics_kernel", "solve_kernel")]
 
 
+def solves_by_channel(dk: int, itemsize: int) -> list[tuple]:
+    """With a decay a channel, both ways, what `vector_gate` has not alike; of few heads, whose sequences are cut, the scans."""
+    scans, alike = ("gram_kernel", "join_kernel", "gram_reverse_kernel"), ("prepare_kernel", "prepare_far_kernel")
+    found: list[tuple] = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        if kernel.__name__ in scans or (H > 1 and kernel.__name__ not in alike):
+            found.append((kernel, args, kwargs))
+
+    with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
+        for B, T, H in ((8, 2048, 16), (1, 65536, 1)):
+            dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+            q, decay, numbers, H_0 = torch.empty(B, T, H, dk, dtype=dtype), *(torch.empty(B, *n) for n in ((T, H, dk), (T, H), (H, dk, dk)))
+            form = solving.Form(1.0, 30, 0.0, False)
+            kind = solving_by_channel.kind_of(q, q, decay, numbers, H_0, None, form.before)
+            p = solving_by_channel.plan(kind._replace(arch="sm_90"))
+            for other in (None, q):
+                given, _ = least_squares_by_channel.statistics(p, q, decay, numbers, H_0, None, other is not None)
+                least_squares_by_channel.solve(p, given, q, torch.empty(H, dk), other, None, form, 1.0)
+            config = vector_config.config_of(dtype, dk, dk, False, False)
+            known = q, q, q, decay, numbers, given.plain, given.made["left"], H_0, H_0, None, True
+            matrices.gradients_of_matrices(p, config, *known)
+    return found
+
+
 # what decays by channel: GLA, KDA, RWKV-7, each at dk = dv; the looks and reads before the token's decay with the second
 VECTOR_GATES = {
     "gla 128": (vector_plan.Rule(False, False, False, False), 128), "gla 64": (vector_plan.Rule(False, False, False, True), 64),
@@ -366,6 +394,9 @@ def main(everything: bool) -> dict:
     for sizes in LEAST_SQUARES if everything else LEAST_SQUARES_SUBSET:
         for launch in solves(*sizes):
             add(f"least squares {' '.join(map(str, sizes))}", *launch)
+    for sizes in LEAST_SQUARES if everything else LEAST_SQUARES_SUBSET:
+        for launch in solves_by_channel(*sizes):
+            add(f"least squares by channel {' '.join(map(str, sizes))}", *launch)
     for name in VECTOR_GATES if everything else VECTOR_GATES_SUBSET:
         for launch in vector_gates(*VECTOR_GATES[name]):
             add(name, *launch)

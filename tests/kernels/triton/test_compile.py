@@ -1,7 +1,7 @@
 """The kernels compiled for sm_90, on any machine: nothing spills, and nothing holds a pattern that Triton miscompiles.
 
 What is compiled is trimmed for continuous integration: six rows of the committed table stand for all of it (compile_only.SUBSET),
-two declarations of one slot beside the weights, one size of least squares and two gates a channel for theirs (compile_only's
+two declarations of one slot beside the weights, one size of least squares, by head and by channel, and two gates a channel for theirs (compile_only's
 *_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut into segments and packed too, in
 about an hour. SPILLS knows of the rest too.
 """
@@ -57,12 +57,12 @@ SPILLS: dict[str, int] = {
     "kda 64 prepare_far_kernel": 176,
     "kda 64 gradients_kernel": 48,
     "kda 64 gradients_far_kernel": 1392,
-    "rwkv7 128 prepare_far_kernel": 224,
+    "rwkv7 128 prepare_far_kernel": 216,
     "rwkv7 128 gradients_kernel": 168,
     "rwkv7 128 gradients_far_kernel": 1768,
     "rwkv7 128 prepare_kernel": 8,
     "rwkv7 64 prepare_kernel": 64,
-    "rwkv7 64 prepare_far_kernel": 216,
+    "rwkv7 64 prepare_far_kernel": 224,
     "rwkv7 64 gradients_kernel": 128,
     "rwkv7 64 gradients_far_kernel": 1728,
     # two layers: what is put away are mostly addresses; four warps with these were faster than eight without
@@ -104,7 +104,24 @@ SPILLS: dict[str, int] = {
     # fills a multiprocessor with two programs, where eight warps spill nothing and leave room for one
     "least squares 128 2 solve_kernel": 240,
     "least squares 256 2 solve_kernel": 784,
+    # a decay a channel: a factor a token and channel beside that, and where its chunks are far, the rounds; gradients as of gla
+    "least squares by channel 128 2 gram_kernel": 16,
+    "least squares by channel 128 2 solve_near_kernel": 536,
+    "least squares by channel 128 2 solve_far_kernel": 560,
+    "least squares by channel 128 2 gradients_kernel": 24,
+    "least squares by channel 128 2 gradients_far_kernel": 784,
+    "least squares by channel 64 2 solve_far_kernel": 40,
+    "least squares by channel 64 2 gradients_kernel": 40,
+    "least squares by channel 64 2 gradients_far_kernel": 864,
+    "least squares by channel 256 2 operands_kernel": 96,
+    "least squares by channel 256 2 solve_near_kernel": 1024,
+    "least squares by channel 256 2 solve_far_kernel": 2288,
+    "least squares by channel 256 2 gradients_kernel": 40,
+    "least squares by channel 256 2 gradients_far_kernel": 680,
     # float32 inputs: right, not fast
+    "least squares by channel 128 4 operands_kernel": 32,
+    "least squares by channel 128 4 solve_near_kernel": 936,
+    "least squares by channel 128 4 solve_far_kernel": 1080,
     "two slots 128 128 4 True False prepare_kernel": 184,
     "two slots 128 128 4 True False forward_kernel": 264,
     "two slots 128 128 4 True False reverse_kernel": 168,

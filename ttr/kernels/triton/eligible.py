@@ -99,8 +99,6 @@ def _why_not_least_squares(spec) -> str | None:
         return f"optimizer {spec.optimizer.kind!r} solves exactly; the kernels solve by conjugate gradients (optimizer 'cg')"
     if spec.regressor.ridge_decays:
         return "regressor.ridge_decays=true: the kernels take one ridge for all tokens"
-    if spec.gate.per_key:
-        return f"gate {spec.gate.kind!r} decays every key channel by itself; the kernels take one decay a head"
     return None
 
 

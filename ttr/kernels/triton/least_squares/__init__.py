@@ -2,7 +2,7 @@
 
 G and H are gated sums without erase, so all but the solve is linear attention, of which `scalar_gate` has the kernels: o is
 its read with x in the place of q. Never is a matrix formed per token: what H_t does to a vector follows from H before the
-chunk and the chunk's pairs.
+chunk and the chunk's pairs. Here a decay is of a head; `least_squares_by_channel` has one for every key channel.
 
 forward    decays.cumulate, statistics (H before every chunk), solve (x), scalar_gate's forward on (x, k, v)
 backward   scalar_gate's backward on (x, k, v): dx = G_t do_t; statistics; solve again, (H_t + Lambda) dq = dx;

@@ -1,8 +1,9 @@
 """ttr::least_squares_forward and ttr::least_squares_backward, importable without triton, and the autograd.Function around them.
 
 q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype. In float32: log_decay, weight None, [Hv] or [B, T, Hv]; ridge [Hv, dk];
-first_G, last_G [N, Hv, dk, dv] and first_H, last_H [N, Hv, dk, dk], the first None where nothing was read. cu_seqlens: [N + 1]
-int32, with B = 1. x, [B, T, Hv, dk], and `saved` are empty unless save. learned: the log decay wants a gradient.
+first_G, last_G [N, Hv, dk, dv] and first_H, last_H [N, Hv, dk, dk], the first None where nothing was read. A decay a key channel,
+[Hv, dk] or [B, T, Hv, dk], comes in any dtype. cu_seqlens: [N + 1] int32, with B = 1. x, [B, T, Hv, dk], and `saved` are empty
+unless save. learned: the log decay wants a gradient.
 """
 
 from __future__ import annotations
@@ -15,16 +16,28 @@ from torch import Tensor
 from ..operators import apply, differentiated, empty_likes, gradients, operator, ready
 from ..scalar_gate.op import saved_size
 from ..shapes import sizes_of
+from ..vector_gate.op import saved_size as saved_by_channel
 
 TENSORS = 9  # the first arguments of an operator
 
 
+def _by_channel(log_decay: Tensor | None) -> bool:
+    return log_decay is not None and log_decay.ndim in (2, 4)
+
+
+def _kernels(log_decay: Tensor | None) -> Any:
+    from ..least_squares_by_channel import run as by_channel
+    from . import run as by_head
+
+    return by_channel if _by_channel(log_decay) else by_head
+
+
 def _forward(q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens, scale, iterations, tolerance, before, save, learned):
-    from . import plan, run
+    from .plan import form_of
 
     given: Any = ready(q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens)
-    rest: Any = plan.form_of(scale, iterations, tolerance, before), save, learned
-    o, last_G, last_H, x, saved = run.forward(*given, *rest)
+    rest: Any = form_of(scale, iterations, tolerance, before), save, learned
+    o, last_G, last_H, x, saved = _kernels(log_decay).forward(*given, *rest)
     return o, last_G, last_H, x if save else q.new_empty(0), saved
 
 
@@ -32,12 +45,12 @@ def _backward(
     do, dlast_G, dlast_H, q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens, x, saved,
     scale, iterations, tolerance, before, learned,
 ):  # fmt: skip
-    from . import plan, run
+    from .plan import form_of
 
     given: Any = ready(do, dlast_G, dlast_H, q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlens, x, saved)
-    rest: Any = plan.form_of(scale, iterations, tolerance, before), learned
-    dq, dk, dv, dlog_decay, dweight, dridge, dfirst_G, dfirst_H = run.backward(*given, *rest)
-    if dlog_decay is not None and log_decay.ndim == 1:
+    rest: Any = form_of(scale, iterations, tolerance, before), learned
+    dq, dk, dv, dlog_decay, dweight, dridge, dfirst_G, dfirst_H = _kernels(log_decay).backward(*given, *rest)
+    if dlog_decay is not None and log_decay.ndim in (1, 2):
         dlog_decay = dlog_decay.sum((0, 1))
     if dweight is not None and weight.ndim == 1:
         dweight = dweight.sum((0, 1))
@@ -50,7 +63,10 @@ def _fake_forward(q, k, v, log_decay, weight, ridge, first_G, first_H, cu_seqlen
     if not save:
         return o, last_G, last_H, q.new_empty(0), v.new_empty((0,), dtype=torch.uint8)
     x = q.new_empty((*q.shape[:2], s.HV, s.dk))
-    size = saved_size(x, v, log_decay, cu_seqlens, False, before, learned)
+    if _by_channel(log_decay):
+        size = saved_by_channel(x, v, None, False, cu_seqlens)
+    else:
+        size = saved_size(x, v, log_decay, cu_seqlens, False, before, learned)
     return o, last_G, last_H, x, v.new_empty((size,), dtype=torch.uint8)
 
 

@@ -11,6 +11,7 @@ from ...arguments import Call
 from ...padded import initial
 from ..packed import packed
 from ..signals import as_numbers, decay_of, per_head
+from ..vector_gate.path import log_decay_of
 from .op import least_squares
 
 
@@ -32,7 +33,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
             return v.new_zeros(B, T, Hv, dv), state
         first_G, first_H = state.weights["G"].contiguous(), symmetric(state.weights["H"])
     q, k, wide = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in (call.q, call.k, v))
-    log_decay, given = as_numbers(decay_of(call), Hv), call.signals["weight"]
+    log_decay = log_decay_of(call) if spec.gate.per_key else as_numbers(decay_of(call), Hv)
+    given = call.signals["weight"]
     weight = None if isinstance(given, float) and given == 1.0 else as_numbers(per_head(given, call), Hv)
     ridge = ridge_of(spec, params, torch.empty((), device=device)).contiguous()
     optimizer = spec.optimizer

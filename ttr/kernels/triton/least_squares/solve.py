@@ -4,9 +4,8 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..tiles import factor, load_decays, load_numbers, locate, pair_decay, product, sequence, states_of, tokens_of
-from .scaled import packed, power_below, power_of_rows, scaled_rows, unpacked
-
-LEAST = tl.constexpr(1e-37)  # of a divisor
+from .scaled import power_below, power_of_rows, scaled_rows, unpacked
+from .steps import begun, moved
 
 
 @kernel("N T blocks scale iterations tolerance weight_stride")
@@ -18,11 +17,9 @@ def solve_kernel(
 ):  # fmt: skip
     """One chunk and value head a program: (H_t + Lambda) x_t = scale q_t from x = 0, every row a system of its own.
 
-        Y = decay P H_0 + (P K^T * decay w) K + P Lambda,     s = |r| / <p, y>      (Y here times `power`)
-        x <- x + s p,     r <- r - s y,     p <- r / |r| + (|r| / |r before|) p
+        Y = decay P H_0 + (P K^T * decay w) K + P Lambda      (here times `power`)
 
-    p is the direction of the method divided by |r|: of any size of q it stays near 1, so that fp16 holds it, and its rounded
-    numbers are the direction that x and r move along. A row whose |r| is below tolerance |q| stops; the loop ends with the last.
+    What Y moves: `steps`; the loop ends with the last row.
     states, sizes: of `statistics`. ridge: Lambda, [Hv, dk]. other, dridge: x of another right-hand side and
     -sum_t x_t other_t, [chunks, Hv, dk], or None.
     """
@@ -54,10 +51,7 @@ def solve_kernel(
     kept = factor(read) * (size * power)
 
     r = tokens_of(q, first, head // (HV // HQ), length, HQ, DK, C, BK).load([chunk * C, 0]).to(tl.float32) * scale
-    now = tl.sqrt(tl.sum(r * r, 1))
-    least = tolerance * now
-    solution = r * 0.0  # what is not finite stays so
-    carried = packed(r * (1.0 / tl.maximum(now, LEAST))[:, None], OPERAND)
+    solution, now, least, carried = begun(r, tolerance, OPERAND)
     step = 0
     while (step < iterations) & (tl.max(now - least, 0) > 0):
         p = unpacked(carried, OPERAND)
@@ -66,15 +60,7 @@ def solve_kernel(
         own = tl.load(ridge + head * DK + keys, mask=keys < DK, other=1.0)  # every time: registers are short
         direction = p.to(tl.float32)
         y += direction * (own * power)[None, :]
-        along = tl.sum(direction * y, 1)
-        moving = (now > least) & ~(along <= 0)  # along <= 0: rounding has left nothing positive
-        move = tl.where(moving, now / tl.where(moving, along, 1.0), 0.0)
-        solution += (move * power)[:, None] * direction
-        r -= move[:, None] * y
-        left = tl.sqrt(tl.sum(r * r, 1))
-        ratio = tl.where(moving, left / tl.maximum(now, LEAST), 0.0)
-        now = tl.where(moving, left, now)
-        carried = packed(r * (1.0 / tl.maximum(now, LEAST))[:, None] + ratio[:, None] * direction, OPERAND)
+        solution, r, now, carried = moved(solution, r, now, least, direction, y, power, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))
     if dridge is not None:

@@ -44,15 +44,16 @@ def load_transposed(base, keys, values, DK: tl.constexpr, DV: tl.constexpr):
 
 
 @triton.jit
-def passing(states, gradients, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
-    """<S, D> over the values, [1, BK]. Not in the loop of `through_state`, which loads D too: Triton 3.6 overwrites an operand there
-    that is read otherwise as well (tests/kernels/triton/ttgir.py)."""
+def passing(states, gradients, value_left, channels, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr):
+    """<S value_left, D> over the values, [1, BK], without value_left if None. Not in the loop of `through_state`, which loads D too:
+    Triton 3.6 overwrites an operand there that is read otherwise as well (tests/kernels/triton/ttgir.py)."""
     total = tl.zeros([BK, 64], tl.float32)
     for start in range(0, DV, 64):
         values = start + tl.arange(0, 64)
-        total += load_block(states, channels, values, DK, DV).to(tl.float32) * load_block(gradients, channels, values, DK, DV).to(
-            tl.float32
-        )
+        state = load_block(states, channels, values, DK, DV).to(tl.float32)
+        if value_left is not None:
+            state *= tl.load(value_left + values, mask=values < DV, other=0.0)[None, :]
+        total += state * load_block(gradients, channels, values, DK, DV).to(tl.float32)
     return tl.sum(total, 1)[None, :]
 
 
@@ -98,7 +99,7 @@ def felt(x, t, BEFORE: tl.constexpr):
 
 @kernel("N T tokens scale weight_stride")
 def gradients_kernel(
-    q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far,
+    q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, value_left, far,
     dq, dk, dp, dlog_decay, dweight, cu_seqlens, N, T, tokens, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     ERASE: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, LEARNED: tl.constexpr,
@@ -108,7 +109,8 @@ def gradients_kernel(
     """One near chunk, value head and tile of key channels a program. dq, dk, dp: [tokens, Hv, dk]; dlog_decay too, with LEARNED.
 
     dk is that of x and, times the weight, that of w. dweight: [tokens, Hv, dk] BY_CHANNEL, else [tiles, tokens, Hv], a tile's part.
-    far: of `prepare_kernel`.
+    value_left: what a chunk leaves of a value channel where the values decay as well, [chunks, Hv, dv], or None; do and error have
+    felt it. far: of `prepare_kernel`.
     """
     TILES: tl.constexpr = (DK + BK - 1) // BK
     tile = tl.program_id(0) % TILES
@@ -130,6 +132,8 @@ def gradients_kernel(
     channels = tile * BK + tl.arange(0, BK)
     states += slot * DK * DV
     gradients += slot * DK * DV
+    if value_left is not None:
+        value_left += slot * DV
 
     x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
     middle, rest = halves(x, t)
@@ -206,5 +210,5 @@ def gradients_kernel(
             net -= adder.to(tl.float32) * x
         store_rows(dp + head * DK, token, x * power(-anew(G, 6)), t, valid, channels, HV * DK, DK, BK)
     if LEARNED:
-        onward += passing(states, gradients, channels, DK, DV, BK) * power(middle + rest)
+        onward += passing(states, gradients, value_left, channels, DK, DV, BK) * power(middle + rest)
         store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net, onward, operand, HV, DK)

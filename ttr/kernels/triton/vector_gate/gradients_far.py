@@ -11,7 +11,7 @@ from .rounds import ITEMS, columns_gradient, rows_gradient
 
 @kernel("N T tokens number scale weight_stride")
 def gradients_far_kernel(
-    q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far,
+    q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, value_left, far,
     dq, dk, dp, dlog_decay, dweight, cu_seqlens, N, T, tokens, number, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     TILE: tl.constexpr, ERASE: tl.constexpr, ADDED: tl.constexpr, WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, LEARNED: tl.constexpr,
@@ -39,6 +39,7 @@ def gradients_far_kernel(
             place = (token * HV + head) * C
             before_it = states + item.to(tl.int64) * DK * DV
             behind_it = gradients + item.to(tl.int64) * DK * DV
+            values_left = value_left if value_left is None else value_left + item.to(tl.int64) * DV
             db = tl.zeros([C], tl.float32)
             for start in range(tile * TILE, (tile + 1) * TILE, BK):
                 channels = start + tl.arange(0, BK)
@@ -119,7 +120,7 @@ def gradients_far_kernel(
                     )  # fmt: skip
                     store_rows(dp + head * DK, token, x, t, valid, channels, HV * DK, DK, BK)
                 if LEARNED:
-                    onward += passing(before_it, behind_it, channels, DK, DV, BK) * power(whole)
+                    onward += passing(before_it, behind_it, values_left, channels, DK, DV, BK) * power(whole)
                     store_decay_gradient(dlog_decay + head * DK, token, t, valid, channels, net + hidden, onward - hidden, operand, HV, DK)
             if WEIGHTED and not BY_CHANNEL:
                 tl.store(dweight + tile * tokens.to(tl.int64) * HV + (token + t) * HV + head, db, mask=valid)

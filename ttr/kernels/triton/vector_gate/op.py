@@ -29,6 +29,12 @@ def _choose(q: Tensor, v: Tensor, p: Tensor | None, erase: bool, cu_seqlens: Ten
     return choose(configs.arch_of(q.device), q.dtype, index(q.shape[3]), dv, erase, p is not None, n * Hv, q.shape[1])
 
 
+def saved_size(q: Tensor, v: Tensor, p: Tensor | None, erase: bool, cu_seqlens: Tensor | None) -> int:
+    """Bytes."""
+    config, _, room = _choose(q, v, p, erase, cu_seqlens)
+    return saved(sizes_of(q, v, cu_seqlens), q.dtype, erase, config, room, cu_seqlens is not None).size
+
+
 def _forward(q, k, v, p, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
     from . import run
     from .plan import rule_of
@@ -59,8 +65,7 @@ def _backward(
 def _fake_forward(q, k, v, p, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):
     s = sizes_of(q, v, cu_seqlens)
     o, last = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    config, _, room = _choose(q, v, p, erase, cu_seqlens)
-    return o, last, v.new_empty((saved(s, q.dtype, erase, config, room, cu_seqlens is not None).size if save else 0,), dtype=torch.uint8)
+    return o, last, v.new_empty((saved_size(q, v, p, erase, cu_seqlens) if save else 0,), dtype=torch.uint8)
 
 
 def _fake_backward(do, dlast, q, k, v, p, log_decay, weight, initial, cu_seqlens, *rest):

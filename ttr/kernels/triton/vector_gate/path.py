@@ -23,7 +23,7 @@ def run(call: Call, plan: Plan, q: Tensor, k: Tensor, v: Tensor, start: Tensor |
         gain = slopes(call.spec.objective, call.sizes[5])[1]
         p = (write_key if gain == 1.0 else write_key * gain).to(q.dtype).contiguous()
     return vector_gate(
-        q.contiguous(), k.contiguous(), v.contiguous(), p, _log_decay(call), weight, start, cu_seqlens, call.scale,
+        q.contiguous(), k.contiguous(), v.contiguous(), p, log_decay_of(call), weight, start, cu_seqlens, call.scale,
         plan.erase, plan.look_before, plan.read_before,
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def _weight_by_channel(call: Call, plan: Plan, step: Tensor) -> Tensor:
     return (step if plan.factor == 1.0 else step.float() * plan.factor).contiguous()
 
 
-def _log_decay(call: Call) -> Tensor:
+def log_decay_of(call: Call) -> Tensor:
     """[Hv, dk] or [B, T, Hv, dk] in the dtype it came in; a decay a head is that of all its channels."""
     (B, T, _, Hv, dk, _), decay = call.sizes, decay_of(call)
     if decay is None:

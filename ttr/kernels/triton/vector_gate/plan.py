@@ -144,14 +144,16 @@ class Plan:
         keys, values = (self.tile(launch.tile, d) for d in (s.dk, s.dv))
         return self.launch("values", values_kernel, (self.chunks * ceil_div(s.dv, values), s.HV), launch, BK=keys, BV=values)
 
-    def gradients(self) -> Bound:
+    def gradients(self, values_decay: bool = False) -> Bound:
+        name = "gradients, values decay" if values_decay else "gradients"
         launch, numbers = self.kind.config.gradients, {"BK": self.key_tile, "BV": self.value_tile}
-        return self.launch("gradients", gradients_kernel, (self.chunks * self.key_tiles, self.kind.sizes.HV), launch, **numbers)
+        return self.launch(name, gradients_kernel, (self.chunks * self.key_tiles, self.kind.sizes.HV), launch, **numbers)
 
-    def gradients_far(self) -> Bound:
+    def gradients_far(self, values_decay: bool = False) -> Bound:
+        name = "gradients far, values decay" if values_decay else "gradients far"
         launch = self.kind.config.far
         numbers = {"BK": self.tile(launch.tile, self.key_tile), "TILE": self.key_tile, "BV": self.tile(launch.tile, self.kind.sizes.dv)}
-        return self.launch("gradients far", gradients_far_kernel, (self.programs, self.key_tiles), launch, **numbers)
+        return self.launch(name, gradients_far_kernel, (self.programs, self.key_tiles), launch, **numbers)
 
 
 plan_of = lru_cache(maxsize=1024)(Plan)

@@ -14,10 +14,16 @@ ITEMS = tl.constexpr(8)  # chunks that one program looks at for far ones
 
 
 @triton.jit
+def meeting_place(round, t):
+    """The token after which the pairs of a round meet, of the block that token t is in."""
+    size = 1 << round
+    return tl.where(round == 0, t, (t & -size) + (size >> 1) - 1)
+
+
+@triton.jit
 def meeting(G, round, t, WIDE: tl.constexpr):
     """About what is summed up to where the pairs of a round meet, as G. What a row is multiplied by for it, the column is divided by."""
-    size = 1 << round
-    row = tl.where(round == 0, t, (t & -size) + (size >> 1) - 1)
+    row = meeting_place(round, t)
     if WIDE:
         return tl.gather(G, tl.broadcast_to(row[:, None], G.shape), 0)
     else:

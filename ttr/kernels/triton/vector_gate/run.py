@@ -28,8 +28,8 @@ def forward(
     kept = plan.kept.arrays(buffer)
     made = kept | plan.made.arrays(scratch)
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    inverse, far = kept.get("inverse"), _far(plan, q, kept)
-    _prepare(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, False)
+    inverse, far = kept.get("inverse"), room_for_far(plan, q, kept)
+    prepare_chunks(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, False)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     if not rule.added:
         errors_of = inverse
@@ -44,12 +44,14 @@ def forward(
     return o, last, buffer if save else q.new_empty((0,), dtype=torch.uint8)
 
 
-def _far(plan: Plan, q, kept: dict[str, Any]) -> Tensor | Piece:
+def room_for_far(plan: Plan, q, kept: dict[str, Any]) -> Tensor | Piece:
     """Room for which chunks are far, [chunks, Hv], and where they are kept, what lies there."""
     return kept["far"] if "far" in kept else q.new_empty((plan.chunks, plan.kind.sizes.HV), dtype=torch.int32)
 
 
-def _prepare(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], far, cu_seqlens, scale: float, solved: bool) -> None:
+def prepare_chunks(
+    plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], far, cu_seqlens, scale: float, solved: bool
+) -> None:  # fmt: skip
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     s = plan.kind.sizes
     given = q, k, p, log_decay, weight, inverse
@@ -70,9 +72,9 @@ def backward(
     s, empty = kind.sizes, q.new_empty
     kept, scratch = plan.kept.arrays(buffer), plan.made.make(q)
     made = kept | plan.made.arrays(scratch)
-    inverse, error, far = kept.get("inverse"), kept.get("error", v), _far(plan, q, kept)
+    inverse, error, far = kept.get("inverse"), kept.get("error", v), room_for_far(plan, q, kept)
     if plan.made.places:
-        _prepare(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, True)
+        prepare_chunks(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, True)
     queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
     scanned = cu_seqlens, plan.chunks * s.HV, s.T, segments, plan.segment_chunks
     start = kept["starts"] if segments > 1 else initial
@@ -99,20 +101,30 @@ def backward(
     looks = empty(pair_shape) if rule.erase else None
     added_reads, added_looks = (empty(pair_shape) if rule.added else None for _ in range(2))
     plan.pairs()(error, v, do, derror, reads, looks, added_reads, added_looks, cu_seqlens, s.N, s.T, scale)
-    per_head = (*q.shape[:2], s.HV, s.dk)
-    dq, dk = empty(per_head), empty(per_head)
-    dp = empty(per_head) if rule.added else None
-    dlog_decay = empty(per_head, dtype=log_decay.dtype) if learned else None
-    if kind.weight == 4:
-        dweight = torch.empty_like(weight)
-    else:
-        dweight = None if weight is None else empty((plan.key_tiles, *q.shape[:2], s.HV), dtype=torch.float32)
-    given = q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, far
-    wanted = dq, dk, dp, dlog_decay, dweight
-    plan.gradients()(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, scale, plan.weight_stride)
-    plan.gradients_far()(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, plan.chunks * s.HV, scale, plan.weight_stride)
-    if dweight is not None and kind.weight != 4:
-        dweight = dweight.sum(0) if plan.key_tiles > 1 else dweight[0]
+    given = q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, None, far
+    dq, dk, dp, dlog_decay, dweight = of_chunks(plan, given, cu_seqlens, scale)
     if s.HV != s.H:
         dq, dk, dp = (None if x is None else x.unflatten(2, (s.H, -1)).sum(3) for x in (dq, dk, dp))
     return dq, dk, dv, dp, dlog_decay, dweight, first
+
+
+def of_chunks(plan: Plan, given: tuple, cu_seqlens, scale: float):
+    """dq, dk, dp, [B, T, Hv, dk], dlog_decay and dweight from what is `given` of every chunk: the kernels' first arguments."""
+    q, _, p, log_decay, weight, *_, value_left, _ = given
+    s, empty = plan.kind.sizes, q.new_empty
+    per_head = (*q.shape[:2], s.HV, s.dk)
+    dq, dk = empty(per_head), empty(per_head)
+    dp = None if p is None else empty(per_head)
+    dlog_decay = empty(per_head, dtype=log_decay.dtype) if plan.learned else None
+    by_channel = plan.kind.weight == 4
+    if by_channel:
+        dweight = torch.empty_like(weight)
+    else:
+        dweight = None if weight is None else empty((plan.key_tiles, *q.shape[:2], s.HV), dtype=torch.float32)
+    wanted = dq, dk, dp, dlog_decay, dweight
+    plan.gradients(value_left is not None)(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, scale, plan.weight_stride)
+    rest = plan.chunks * s.HV, scale, plan.weight_stride
+    plan.gradients_far(value_left is not None)(*given, *wanted, cu_seqlens, s.N, s.T, s.tokens, *rest)
+    if dweight is not None and not by_channel:
+        dweight = dweight.sum(0) if plan.key_tiles > 1 else dweight[0]
+    return dq, dk, dp, dlog_decay, dweight
