@@ -58,6 +58,23 @@ def test_a_decorated_class_is_a_kind_like_any_other():
     testing.assert_conforms(spec, T=5, B=1)
 
 
+@pytest.mark.parametrize("mini_batch", [1, 16])
+def test_an_optimizer_without_signals(mini_batch):
+    """It gets tensors all the same, on every path."""
+
+    @ttr.optimizer("fixed_rate")
+    @dataclass(frozen=True, kw_only=True)
+    class FixedRate(ttr.Optimizer):
+        linear = True
+        rate: float = 0.1
+
+        def update(self, z, g, s):
+            return (z[0].sub(g, alpha=self.rate),)
+
+    spec = ttr.spec({"optimizer": {"kind": "fixed_rate", "mini_batch": mini_batch}})
+    testing.assert_conforms(spec, T=2 * mini_batch, B=1)
+
+
 def test_every_slot_takes_third_parties():
     @ttr.regressor("squared")
     @dataclass(frozen=True, kw_only=True)

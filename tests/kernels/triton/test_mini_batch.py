@@ -11,6 +11,7 @@ import ttr
 from ttr import testing
 from ttr.kernels.triton.eligible import predicts_as_its_layers
 from ttr.kernels.triton.mini_batch import path, run
+from ttr.registry import OPTIMIZERS
 from ttr.state import flatten
 
 from .conftest import INTERPRETED
@@ -72,6 +73,50 @@ def test_sizes(kind, size, length, d):
 @pytest.mark.usefixtures("interpreter")
 def test_keys_and_values_of_different_widths():
     check(testing.random_inputs(declare(regressor={**LAYER, "residual": False}), T=32, B=1, H=1, Hv=1, dk=32, dv=48))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["ttt_linear", "momentum"])
+@pytest.mark.parametrize("which", ["o", "weights", "slots"])
+def test_some_outputs_alone(name, which):
+    """Of others there is no gradient; the state they begin with lies as it comes."""
+    spec = MECHANISMS[name]
+    if which == "slots" and not spec.optimizer.slots:
+        pytest.skip("a weight and no slot")
+    case = testing.random_inputs(spec, T=48, B=2, H=3, Hv=3, dk=16, dv=16, extreme=False)
+    first = testing.call(replace(case, tensors={n: x[:, :16] for n, x in case.tensors.items()}), "dual")[1].detach()
+
+    def used(path, dtype):
+        own = replace(case, tensors={n: x[:, 16:] for n, x in case.tensors.items()}).to(dtype)
+        leaves = [x.requires_grad_() for x in own.tensors.values()]
+        weights = {n: x.to(dtype).movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_() for n, x in first.weights.items()}
+        o, last = testing.call(replace(own, initial_state=replace(first, weights=weights)), path)
+        out = [o] if which == "o" else list(flatten(getattr(last, which)).values())
+        wanted = [*leaves, *weights.values()]
+        return torch.autograd.grad(sum(x.square().sum() for x in out), wanted, allow_unused=True, materialize_grads=True)
+
+    for got, expected in zip(used("triton", torch.float32), used("dual", torch.float64), strict=True):
+        assert testing.relative_error(got, expected) < 5e-5
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_an_optimizer_of_ones_own_gets_tensors(monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class FixedRate(ttr.Optimizer):
+        kind = "fixed_rate"
+        linear = True
+
+        def update(self, z, g, s):
+            return (z[0].sub(g, alpha=0.1),)
+
+    monkeypatch.setitem(OPTIMIZERS._classes, "fixed_rate", FixedRate)
+    spec = ttr.spec({"optimizer": {"kind": "fixed_rate", "mini_batch": 16}})
+    check(testing.random_inputs(spec, T=32, B=1, H=1, Hv=1, dk=16, dv=16))
+
+
+def test_a_launch_is_for_the_same_arguments_to_be_none():
+    kind = run.Kind(1, 32, 1, 1, 16, 16, 16, 1, True, True, True, False, False, False, False, False, torch.float32, -1)
+    assert run.launches(kind)["retreat"] is not run.launches(kind._replace(ended=True))["retreat"]
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -220,9 +220,16 @@ HIDDEN = ttr.spec("titans", regressor={"expansion": 1.5})
 REFUSED = {  # what compiles to wrong numbers in 16 bits, or has not been run on a GPU
     "heads": ("titans", 32, "on two layers the kernels are right with heads of 64 alone; choose those, or torch.float32"),
     "mini-batches": (TITANS, 64, "on two layers the kernels have been run with 16 and 64 tokens; choose those, or torch.float32"),
-    "least squares by channel": (ttr.spec("mesanet", gate="vector"), 64, "has not been run on a GPU in torch.bfloat16"),
     "hidden units": (HIDDEN, 64, "hidden units that are no multiple of 64 in torch.bfloat16"),
 }
+
+
+def test_kernels_that_no_gpu_has_run_are_refused(monkeypatch):
+    by_channel, known = ttr.spec("mesanet", gate="vector"), {"device": "cuda", "dk": 64, "dv": 64}
+    monkeypatch.setattr(sizes, "interpreted", lambda: False)
+    with pytest.raises(ValueError, match="no GPU has run the kernels for least squares with a decay for every key channel yet"):
+        ttr.select_path(by_channel, path="triton", dtype=torch.float32, **known)
+    assert ttr.select_path("mesanet", path="triton", dtype=torch.float32, **known)[0] == "triton"
 
 
 @pytest.mark.parametrize("name", REFUSED)

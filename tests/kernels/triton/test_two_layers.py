@@ -84,6 +84,10 @@ def test_as_many_groups_are_kept_as_the_fake_operator_says(at_a_time, monkeypatc
     assert op.forward(*given, True)[2].shape[0] == {1: 4, 4: 2, 16: 0}[at_a_time]
 
 
+def test_a_row_of_checkpoints_begins_on_16_bytes():
+    assert [parts.row_of(torch.empty(n, 1)) for n in (1, 3, 4, 5)] == [4, 4, 4, 8]
+
+
 @pytest.mark.usefixtures("interpreter")
 def test_keys_and_values_of_different_widths():
     spec = declare(regressor={**LAYERS, "residual": False, "expansion": 1.5}, mini_batch=17)

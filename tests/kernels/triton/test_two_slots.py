@@ -339,3 +339,13 @@ def test_bitwise_the_same_from_run_to_run():
 
 def test_two_bytes_have_chunks_of_their_own():
     assert tiling_of(torch.bfloat16, "cuda") == tiling_of(torch.float16, "cuda") != tiling_of(torch.float32, "cuda")
+
+
+def test_starts_are_one_program_a_head_where_heads_fill_the_gpu(monkeypatch):
+    monkeypatch.setattr(run.configs, "multiprocessors", lambda arch: 132)
+    monkeypatch.setattr(run, "tiling_of", lambda dtype, device, full: tiling_of(dtype, "cuda", full))
+    tiles = []
+    for heads in (12, 6):  # of 8 sequences
+        x = torch.empty(8, 64, heads, 128, dtype=torch.bfloat16, device="meta")
+        tiles.append(run.kind_of(x, x, None, None, run.rule_of(True, False), None, True, False).tiling.starts.tile)
+    assert tiles == [128, 64]

@@ -32,7 +32,7 @@ def weight_of(call: Call, plan: Plan) -> Tensor | None:
     step = call.signals["step"]
     if isinstance(step, Tensor):
         return step if plan.factor == 1.0 else step.float() * plan.factor
-    return None if step * plan.factor == 1.0 else _number(step * plan.factor, call.sizes[3], call.v.device)
+    return None if step * plan.factor == 1.0 else number_of(step * plan.factor, call.sizes[3], call.v.device)
 
 
 def taken_step(call: Call, curvature: float) -> Tensor:
@@ -56,10 +56,10 @@ def as_numbers(x: Tensor | None, Hv: int) -> Tensor | None:
 def per_head(x: Tensor | float, call: Call) -> Tensor:
     """A signal of a call, at least [Hv]."""
     Hv = call.sizes[3]
-    return (x if x.ndim else x.expand(Hv)) if isinstance(x, Tensor) else _number(x, Hv, call.v.device)
+    return (x if x.ndim else x.expand(Hv)) if isinstance(x, Tensor) else number_of(x, Hv, call.v.device)
 
 
-def _number(value: float, Hv: int, device: torch.device) -> Tensor:
+def number_of(value: float, Hv: int, device: torch.device) -> Tensor:
     """[Hv] of one number."""
     if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return torch.full((Hv,), value, dtype=torch.float32, device=device)  # what a graph fills is empty until it is replayed

@@ -20,8 +20,9 @@ from .plan import Plan, segments_of
 def gradients_of_matrices(
     p: Plan, config: Config, x, dq, keys, log_decay, weight, plain, left, dlast_H, first_H, cu_seqlens, learned: bool
 ):  # fmt: skip
-    """dk [B, T, Hv, dk], dlog_decay or None, dweight or None, the first H's or None. plain, left: H and e of every chunk."""
-    roots = log_decay.float() * 0.5
+    """dk [B, T, Hv, dk], dlog_decay or None, dweight or None, the first H's or None. plain, left: H and e of every chunk. log_decay:
+    float32."""
+    roots = log_decay * 0.5
     rule = rule_of(False, False, False, p.kind.before)
     unweighted = plan_of(kind_of(x, keys, roots, None, None, cu_seqlens, rule, config, 1, 0), False, False, False)
     buffers = [unweighted.made.make(x) for _ in range(2)]

@@ -94,7 +94,8 @@ def backward(
     H, (HV, dv), rule = k.shape[2], v.shape[2:], rule_of(False, False, False, form.before)
     keys = for_each_memory(k, HV)
     config, segments, room = choose(k, dv, HV, cu_seqlens)
-    inputs = x, keys, v, None, log_decay, weight, first_G, cu_seqlens
+    decays = log_decay.float()  # of which the gradient comes in two parts, rounded together
+    inputs = x, keys, v, None, decays, weight, first_G, cu_seqlens
     dx, dkeys, dv_, _, dlog_decay, dweight, dfirst_G = vector_gate.backward(
         do, dlast_G, *inputs, saved, 1.0, rule, config, segments, learned, room
     )
@@ -107,7 +108,7 @@ def backward(
 
     config = choose(k, k.shape[3], HV, cu_seqlens).config
     by_key, by_decay, by_weight, dfirst_H = gradients_of_matrices(
-        p, config, x, dq, keys, log_decay, weight, plain, left, dlast_H, first_H, cu_seqlens, learned
+        p, config, x, dq, keys, decays, weight, plain, left, dlast_H, first_H, cu_seqlens, learned
     )
     dkeys += by_key
     if by_decay is not None:

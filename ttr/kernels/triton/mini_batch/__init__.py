@@ -8,5 +8,6 @@ a token reads of the mini-batch, Q0 [r, b] and phi [r, r] for what is left of th
     Z_s <- sum_l phi_sl Z_l + K^T (F_s * G)
 
 advance (a scan over mini-batches: Z, G), outputs (all mini-batches at once); backward: outputs_gradient (all at once), retreat
-(the scan back), written_gradient (all at once). What the scans carry is all that has to wait for its turn.
+(the scan back), written_gradient (all at once). What the scans carry is all that has to wait for its turn: outputs_gradient
+makes once more, for retreat, the norm of K Z_0 that advance took G through.
 """

@@ -33,9 +33,10 @@ def _backward(
     from . import run
 
     *form, mixed = options
-    given: Any = ready(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta)
-    rest: Any = first, first_bias, starts, start_biases, gradient, run.form_of(*form), mixed
-    dq, dk, dv, dmask, drows, dwritten, *some, dfirst, dfirst_bias = run.backward(*given, *rest)
+    given: Any = ready(
+        do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, starts, start_biases, gradient
+    )
+    dq, dk, dv, dmask, drows, dwritten, *some, dfirst, dfirst_bias = run.backward(*given, run.form_of(*form), mixed)
     return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some, dfirst_bias) if x is not None)]
 
 

@@ -20,7 +20,7 @@ from ...arguments import Call, packed_lengths
 from ...padded import initial
 from ...torch.dual import dual
 from ...torch.masks import masks, stands_still
-from ..signals import signals_of
+from ..signals import number_of, signals_of
 from ..two_layers.op import two_layers
 from ..two_slots.path import numbers_of
 from .masks_op import masks_of
@@ -134,7 +134,8 @@ def _numbers(call: Call) -> tuple[Tensor, Tensor | None]:
     """
     spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
     if stands_still(spec):
-        (written,) = spec.optimizer.update((0.0,), 1.0, Signals(signals_of(call)))
+        nothing, one = (number_of(x, Hv, device) for x in (0.0, 1.0))
+        (written,) = spec.optimizer.update((nothing,), one, Signals(signals_of(call)))
         return written.expand(1, B, T, Hv), None
     eye = torch.eye(1 + len(spec.optimizer.slots), device=device)
     nothing = torch.cat([torch.nn.functional.pad(eye, (0, 1)).flatten(), eye.new_zeros(2 * len(eye))])

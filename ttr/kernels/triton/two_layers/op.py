@@ -29,7 +29,7 @@ def _backward(do, dlast, *args):
     from . import run
 
     checkpoints, *form, mixed = args[TENSORS:]
-    given: Any = *ready(do, dlast, *args[:TENSORS]), checkpoints, run.form_of(*form), mixed
+    given: Any = *ready(do, dlast, *args[:TENSORS], checkpoints), run.form_of(*form), mixed
     dq, dk, dv, dmask, drows, dwritten, *some, dfirst = run.backward(*given)
     return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some) if x is not None)]
 
