@@ -161,7 +161,8 @@ def mini_batches(dk: int, dv: int, size: int, slots: int, biased: bool, normed: 
             numbers = mask, rows, rows, kept, None
         given = q, q, v, *numbers, gamma, gamma
         o, last, last_bias, *saved = mini_batch.forward(*given, first, first_bias, form)
-        mini_batch.backward(o, last, last_bias, *given, first, first_bias, *saved, form)
+        for ends in ((last, last_bias), (None, None)):
+            mini_batch.backward(o, *ends, *given, first, first_bias, *saved, form)
     return found
 
 
