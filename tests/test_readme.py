@@ -14,7 +14,8 @@ def blocks(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_python_blocks_run(name):
+def test_python_blocks_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what they save
     code = blocks(name).replace("two_timescales", f"two_timescales_{name[0].lower()}")  # the walk-through's kind, under a name of its own
     scope: dict = {"__name__": "documentation"}
     with torch.no_grad():
