@@ -54,7 +54,7 @@ def far_chunks(case: testing.Inputs) -> list[int]:
 @READS
 def test_rounds(read, strongest, rounds):
     """Pairs that meet in the middle of a chunk, in the middles of its blocks and between them: as many rounds as the gate wants."""
-    case = testing.random_inputs(declare("vector", read=read), T=33, B=1, H=1, Hv=1, dk=16, dv=16)
+    case = testing.random_inputs(declare("vector", read=read), T=32 + 22, B=1, H=1, Hv=1, dk=16, dv=16)  # ends before a block's middle
     case = decayed(case, torch.linspace(0.0, strongest, 16, dtype=torch.float64))
     assert far_chunks(in_dtype(case, torch.float32))[0] == rounds
     check(case)
@@ -63,7 +63,7 @@ def test_rounds(read, strongest, rounds):
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(("strongest", "rounds"), [(-0.25, 0), (-0.6, 3), (-1.0, 3), (-2.0, 4), (-4.0, 5), (-8.0, 6), (-16.0, 7)])
 def test_rounds_in_half(strongest, rounds):
-    case = testing.random_inputs(BY_CHANNEL, T=70, B=1, H=1, Hv=1, dk=16, dv=16)
+    case = testing.random_inputs(BY_CHANNEL, T=64 + 22, B=1, H=1, Hv=1, dk=16, dv=16)
     case = decayed(case, torch.linspace(0.0, strongest, 16, dtype=torch.float64))
     assert far_chunks(in_dtype(case, torch.float16))[0] == rounds
     check(case, 5e-3, torch.float16)

@@ -65,8 +65,8 @@ def solve_far_kernel(
         up = two_to(load_rows(sums, token, i - BEFORE, valid & (i >= BEFORE), channels, HV * DK, DK, BK))
         y = product((direction * up).to(OPERAND), past, PRECISION) * (up * kept)
         for round in tl.range(begin, ROUNDS, disable_licm=True):
-            row = meeting_place(round, i)
-            at = load_rows(sums, token, row, row < count, channels, HV * DK, DK, BK) + REACH / 2
+            row = tl.minimum(meeting_place(round, i), count - 1)  # behind the last token nothing decays
+            at = load_rows(sums, token, row, valid, channels, HV * DK, DK, BK) + REACH / 2
             h = load_rows(sums, token, i, valid, channels, HV * DK, DK, BK)
             column = (keys_.load([chunk * C, 0]).to(tl.float32) * bounded(at - h, 1.5 * REACH)).to(OPERAND)
             h = load_rows(sums, token, i - BEFORE, valid & (i >= BEFORE), channels, HV * DK, DK, BK)
