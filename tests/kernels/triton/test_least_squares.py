@@ -1,9 +1,7 @@
 """Least squares solved by conjugate gradients: the kernels against the chunk path in float64."""
 
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from torch import library
 
 import ttr
 from ttr import testing
-from ttr.kernels import api
 from ttr.kernels.decode import step_of
 from ttr.kernels.triton.least_squares import plan, run
 from ttr.kernels.triton.least_squares.op import LeastSquares
@@ -57,20 +54,12 @@ MECHANISMS = {
 }
 
 
-@contextmanager
-def though_refused():
-    """path="triton" whatever `sizes` says: what a GPU has not run yet is refused, and these tests run it there."""
-    own = api._choose
-    with mock.patch.object(api, "_choose", lambda path, *call: ("triton", {}) if path == "triton" else own(path, *call)):
-        yield
-
-
 def check(
     case: testing.Inputs, bound: float = 2e-5, dtype: torch.dtype = torch.float32, device: str = "cpu", path="chunk", **options
 ) -> None:
     """A gradient of the gate is a difference of sums of order one; what torch loses in float32 to the solve is lost here, too."""
     case = in_dtype(case, dtype, device)
-    with poisoned(), though_refused() if device == "cuda" and case.spec.gate.per_key else nullcontext():
+    with poisoned():
         got = testing.evaluate(case, "triton", **options)
     exact = testing.evaluate(case.to(torch.float64), path)
     own = testing.errors(testing.evaluate(case.to(torch.float32), "chunk"), exact)
@@ -347,7 +336,7 @@ def test_wide_heads_in_float32():
 
 
 gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")
-# not yet run on a GPU: from an emulation of the 16-bit products, in which x and what is read of it lose 2e-3 (bfloat16)
+# from an emulation of the 16-bit products, in which x and what is read of it lose 2e-3 (bfloat16)
 BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 

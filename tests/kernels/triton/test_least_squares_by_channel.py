@@ -15,7 +15,7 @@ from ttr.kernels.triton.vector_gate.config import Choice
 from ..cuda_graph import captured
 from .conftest import INTERPRETED
 from .direct import in_dtype, poisoned
-from .test_least_squares import BOUNDS, BY_CHANNEL, MECHANISMS, check, declare, though_refused
+from .test_least_squares import BOUNDS, BY_CHANNEL, MECHANISMS, check, declare
 from .test_vector_gate import config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
@@ -206,8 +206,7 @@ def test_a_sequence_in_pieces_on_the_gpu():
 def test_bitwise_the_same_from_run_to_run(extreme):
     case = testing.random_inputs(BY_CHANNEL, T=256, B=8, H=4, Hv=4, dk=128, dv=128, extreme=extreme)
     case = in_dtype(case, torch.bfloat16, "cuda")
-    with though_refused():
-        first, second = (testing.evaluate(case, "triton") for _ in range(2))
+    first, second = (testing.evaluate(case, "triton") for _ in range(2))
     assert all(torch.equal(x, first[name]) for name, x in second.items())
 
 
@@ -217,7 +216,7 @@ def test_forward_is_captured_by_a_cuda_graph(packed):
     case = testing.random_inputs(BY_CHANNEL, T=141, B=2, H=2, Hv=2, dk=64, dv=64, extreme=False)
     case = in_dtype(testing.pack(case, (100, 41)) if packed else case, torch.bfloat16, "cuda")
     fresh = case.tensors["q"].flip(1)
-    with torch.no_grad(), though_refused():
+    with torch.no_grad():
         graph, (o, _) = captured(lambda: testing.call(case, "triton"))
         case.tensors["q"].copy_(fresh)
         graph.replay()

@@ -217,19 +217,12 @@ def test_devices_by_any_name():
 
 TITANS = ttr.spec("titans", optimizer={"mini_batch": 32})
 HIDDEN = ttr.spec("titans", regressor={"expansion": 1.5})
+BY_CHANNEL = ttr.spec("mesanet", gate="vector")
 REFUSED = {  # what compiles to wrong numbers in 16 bits, or has not been run on a GPU
     "heads": ("titans", 32, "on two layers the kernels are right with heads of 64 alone; choose those, or torch.float32"),
     "mini-batches": (TITANS, 64, "on two layers the kernels have been run with 16 and 64 tokens; choose those, or torch.float32"),
     "hidden units": (HIDDEN, 64, "hidden units that are no multiple of 64 in torch.bfloat16"),
 }
-
-
-def test_kernels_that_no_gpu_has_run_are_refused(monkeypatch):
-    by_channel, known = ttr.spec("mesanet", gate="vector"), {"device": "cuda", "dk": 64, "dv": 64}
-    monkeypatch.setattr(sizes, "interpreted", lambda: False)
-    with pytest.raises(ValueError, match="no GPU has run the kernels for least squares with a decay for every key channel yet"):
-        ttr.select_path(by_channel, path="triton", dtype=torch.float32, **known)
-    assert ttr.select_path("mesanet", path="triton", dtype=torch.float32, **known)[0] == "triton"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -242,8 +235,9 @@ def test_sizes_that_no_gpu_has_seen_right_in_16_bits_are_refused(name, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "d"), [("gla", 32), ("kda", 128), ("rwkv7", 64), ("titans", 64), ("ttt_mlp", 64), ("mesanet", 64), ("deltaproduct", 256)]
-)
+    ("name", "d"), [("gla", 32), ("kda", 128), ("rwkv7", 64), ("titans", 64), ("ttt_mlp", 64), ("mesanet", 64), ("deltaproduct", 256),
+     (BY_CHANNEL, 64), (BY_CHANNEL, 256)],
+)  # fmt: skip
 def test_sizes_that_a_gpu_has_seen_are_taken(name, d, monkeypatch):
     monkeypatch.setattr(sizes, "interpreted", lambda: False)
     assert ttr.select_path(name, path="triton", dtype=torch.bfloat16, dk=d, dv=d)[0] == "triton"

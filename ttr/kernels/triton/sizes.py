@@ -36,11 +36,7 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
         return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
     if dv is not None and dv + pad_of(spec, dv) > largest:
         return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
-    if interpreted():
-        return None
-    if spec.regressor.family == "least_squares" and spec.gate.per_key:
-        return "no GPU has run the kernels for least squares with a decay for every key channel yet"
-    return _why_not_run(spec, dtype, dk, dv) if deep and dtype is not None and dtype.itemsize == 2 else None
+    return _why_not_run(spec, dtype, dk, dv) if deep and dtype is not None and dtype.itemsize == 2 and not interpreted() else None
 
 
 def _why_not_run(spec, dtype: torch.dtype, dk: int | None, dv: int | None) -> str | None:
