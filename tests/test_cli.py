@@ -9,6 +9,8 @@ import pytest
 
 import ttr
 from ttr.__main__ import main, overrides
+from ttr.explanation.kinds import REGISTRIES
+from ttr.schema import hints
 
 HEAVY = ("lightning", "triton", "rich", "transformers", "matplotlib")
 
@@ -33,8 +35,38 @@ def test_list(capsys):
     rows = {line.split()[0]: line for line in lines[2:] if line}
     assert set(rows) >= set(ttr.presets())
     assert "delta x3" in rows["deltaproduct"] and "arXiv:2412.06464" in rows["gated_deltanet"] and "fixed retnet" in rows["retnet"]
-    kinds = "\n".join(lines[lines.index("Registered kinds") :])
+    kinds = "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("Registered kinds")) :])
     assert all(word in kinds for word in ("least_squares", "huber", "averaged", "implicit", "vector", "mamba", "hedgehog"))
+
+
+@pytest.mark.parametrize("slot", REGISTRIES)
+def test_list_a_kind(slot, capsys):
+    """Of every kind all fields, and none twice; what stands there as a default is one."""
+    registry = REGISTRIES[slot]
+    for kind in registry.kinds():
+        assert main(["list", kind]) == 0
+        text = capsys.readouterr().out
+        page = text[text.index(f"{slot} {kind}") :]
+        fields = page.split("default", 1)[1].split("\n\n")[0].splitlines()[1:] if "field " in page else []
+        names = [line.split()[0] for line in fields]
+        cls = registry.get(kind)
+        wanted = set(hints(cls)) - {getattr(cls, "inline_signal", None)}
+        assert set(names) >= wanted and len(names) == len(set(names)), kind
+
+
+def test_list_a_kind_in_words(capsys):
+    assert main(["list", "implicit"]) == 0
+    out = capsys.readouterr().out
+    assert "optimizer implicit: delta with step_rule implicit, step softplus" in out and "optimizer.step_rule implicit" in out
+    table = out[out.index("field ") :].split("\n\n")[0].splitlines()[1:]
+    rows = {line.split()[0]: line.split(None, 2)[1:] for line in table}
+    assert rows["step"] == ["softplus", "a signal"] and rows["mini_batch"] == ["1", "a whole number or sequence"]
+    assert rows["accumulate"] == ["false", "true or false"] and rows["position"] == ["none", "one of none, mean, learned"]
+
+
+def test_list_a_kind_that_is_none(capsys):
+    assert main(["list", "momentun"]) == 2
+    assert "Did you mean 'momentum'?" in capsys.readouterr().err
 
 
 def test_explain_with_changes(capsys):
@@ -72,7 +104,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(mistake, capsys):
     assert captured.out == "" and captured.err.startswith("ttr: ") and captured.err.count("\n") == 1 and words in captured.err
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["explain"], ["explain", "kda", "--heads", "3"], ["list", "steps=2"]])
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["explain"], ["explain", "kda", "--heads", "3"], ["list", "momentum", "steps=2"]])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

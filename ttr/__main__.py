@@ -1,4 +1,4 @@
-"""The command line: `python -m ttr list`, `python -m ttr explain NAME-or-YAML [key=value ...]`."""
+"""The command line: `python -m ttr list [KIND]`, `python -m ttr explain NAME-or-YAML [key=value ...]`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from .choice import select_path
 from .explanation import explain
+from .explanation.kinds import REGISTRIES, of_kind
 from .explanation.sources import COMPOSITIONS, PRESETS, short
 from .explanation.text import describe
 from .layers.compose import Composition, declare
-from .registry import COMPOSITIONS as COMPOSITION_KINDS
-from .registry import GATES, MIRRORS, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, SpecError
+from .registry import SpecError
 from .sources import compositions
 from .spec import presets, spec
 
@@ -45,8 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ttr", description="Layers that learn while they read: what there is, and what one does."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="the published mechanisms that come with ttr, and the kinds for every slot")
-    listing.set_defaults(run=lambda options: listing_text())
+    listing = commands.add_parser(
+        "list", help="the published mechanisms that come with ttr and the kinds for every slot, or what one kind takes",
+        epilog="example: python -m ttr list momentum",
+    )  # fmt: skip
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="its fields, what they take and what they hold when left out")
+    listing.set_defaults(run=lambda options: listing_text() if options.kind is None else of_kind(options.kind))
     page = commands.add_parser(
         "explain", help="recurrence, coefficients, neighbours, path, costs and sources of a declaration",
         epilog="example: python -m ttr explain kda optimizer=momentum optimizer.nesterov=true --d-model 1024",
@@ -91,14 +95,9 @@ def listing_text() -> str:
     header = ("name", "regressor", "objective", "optimizer", "gate", "path", "source")
     memories = _table([header, *(_row(name) for name in presets())])
     composed = _table([("composition", "kind", "parts", "source"), *(_composed_row(name) for name in compositions())])
-    registries = {
-        "regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "optimizer.step_rule": STEP_RULES,
-        "optimizer.mirror": MIRRORS, "gate": GATES, "a signal's map": SIGNAL_MAPS, "a layer's stages": STAGES,
-        "compose": COMPOSITION_KINDS,
-    }  # fmt: skip
-    width = max(len(slot) for slot in registries)
-    kinds = [f"{slot.ljust(width)}  {', '.join(registry.kinds())}" for slot, registry in registries.items()]
-    return "\n".join([*memories, "", *composed, "", "Registered kinds", *kinds])
+    width = max(len(slot) for slot in REGISTRIES)
+    kinds = [f"{slot.ljust(width)}  {', '.join(registry.kinds())}" for slot, registry in REGISTRIES.items()]
+    return "\n".join([*memories, "", *composed, "", "Registered kinds (what one takes: python -m ttr list KIND)", *kinds])
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
