@@ -27,6 +27,7 @@ def interpreter() -> None:
 
 
 if INTERPRETED and find_spec("triton") is not None:
-    from .interpreter import patch_once_a_launch
+    from .interpreter import guard_memory, patch_once_a_launch
 
     patch_once_a_launch()
+    guard_memory()

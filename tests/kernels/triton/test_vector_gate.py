@@ -209,6 +209,16 @@ def test_shapes_and_dtypes_of_the_decay():
 
 
 @pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(("name", "dk", "dv"), [("gla", 48, 16), ("kda", 80, 48), ("rwkv7", 48, 80)])
+def test_heads_that_are_no_whole_tiles(name, dk, dv):
+    """As the public call cuts them, far chunks among them: what lies behind a head's last channel is the next head's first."""
+    case = in_dtype(testing.random_inputs(name, T=40, B=1, H=2, Hv=2, dk=dk, dv=dv), torch.float32)
+    with poisoned():
+        got = testing.evaluate(case, "triton")
+    testing.assert_close(got, testing.evaluate(case.to(torch.float64), "chunk"), 1e-5, name)
+
+
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(("name", "dk", "dv", "extreme"), [("rwkv7", 16, 16, False), ("rwkv7", 48, 32, True), ("kda", 32, 80, True)])
 def test_fp16_in_the_interpreter(name, dk, dv, extreme):
     """In 16 bits tiles have 64 channels, which these heads do not fill."""

@@ -41,7 +41,7 @@ def gradients_far_kernel(
             behind_it = gradients + item.to(tl.int64) * DK * DV
             values_left = value_left if value_left is None else value_left + item.to(tl.int64) * DV
             db = tl.zeros([C], tl.float32)
-            for start in range(tile * TILE, (tile + 1) * TILE, BK):
+            for start in range(tile * TILE, tl.minimum((tile + 1) * TILE, DK), BK):
                 channels = start + tl.arange(0, BK)
                 x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
                 G, before, whole = summed(x, t, LOOK_BEFORE or READ_BEFORE, WIDE)
