@@ -367,12 +367,15 @@ def main(everything: bool) -> dict:
         controls[name] = compiled(*source(overwritten_operand, (a, a, b, b, *control), {}))
     out, done = [], set()
 
-    def add(what: str, kernel: JITFunction, args: tuple, kwargs: dict) -> None:
+    def add(what: str, kernel: JITFunction, args: tuple, kwargs: dict, watched: bool = True) -> None:
+        """watched: whether a change of what spills is to be noticed."""
         src, options = source(kernel, args, kwargs)
         same = src.hash(), tuple(options.items())
         if same not in done:
             done.add(same)
-            out.append({"name": f"{what} {'local ' if kwargs.get('LOCAL') else ''}{kernel.__name__}", **compiled(src, options)})
+            out.append(
+                {"name": f"{what} {'local ' if kwargs.get('LOCAL') else ''}{kernel.__name__}", "watched": watched, **compiled(src, options)}
+            )
 
     for launch in steps():
         add("decode", *launch)
@@ -402,12 +405,18 @@ def main(everything: bool) -> dict:
         for launch in vector_gates(*VECTOR_GATES[name]):
             add(name, *launch)
     for key, config in configs.table()["sm_90"].rows.items():
-        if not everything and str(key) not in SUBSET:
-            continue
-        some = ("plain", "segments") if str(key) == WIDEST else ("plain",)
-        for call in CALLS if everything or str(key) == SUBSET[0] else some:
+        some = (
+            ()
+            if str(key) not in SUBSET
+            else CALLS
+            if str(key) == SUBSET[0]
+            else ("plain", "segments")
+            if str(key) == WIDEST
+            else ("plain",)
+        )
+        for call in CALLS if everything else some:
             for launch in launches(key, config, call):
-                add(f"{key} {call}", *launch)
+                add(f"{key} {call}", *launch, call in some)
     for name, n in MICRO_STEPS:
         key = configs.ShapeClass.read(name)
         for launch in launches(key, configs.table()["sm_90"].rows[key], "plain", n):

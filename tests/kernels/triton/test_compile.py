@@ -1,9 +1,10 @@
 """The kernels compiled for sm_90, on any machine: nothing spills, and nothing holds a pattern that Triton miscompiles.
 
 What is compiled is trimmed for continuous integration: six rows of the committed table stand for all of it (compile_only.SUBSET),
-two declarations of one slot beside the weights, one size of least squares, by head and by channel, and two gates a channel for theirs (compile_only's
-*_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut into segments and packed too, in
-about an hour. SPILLS knows of the rest too.
+two declarations of one slot beside the weights, one size of least squares, by head and by channel, and three gates a channel for theirs
+(compile_only's *_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut into segments and packed
+too, in half an hour to an hour. SPILLS knows of the rest too, but for the table's other rows and calls: of those nobody watches what
+spills (float32 and heads of 256 much).
 """
 
 import fcntl
@@ -47,24 +48,24 @@ SPILLS: dict[str, int] = {
     # a decay a channel: tiles of 64 of them, for Triton 3.6 compiles narrower ones to wrong numbers
     "gla 128 prepare_far_kernel": 40,
     "gla 128 gradients_kernel": 24,
-    "gla 128 gradients_far_kernel": 744,
+    "gla 128 gradients_far_kernel": 736,
     "gla 64 prepare_far_kernel": 8,
-    "gla 64 gradients_far_kernel": 1072,
+    "gla 64 gradients_far_kernel": 1096,
     "kda 128 prepare_kernel": 128,
     "kda 128 prepare_far_kernel": 64,
     "kda 128 gradients_kernel": 8,
-    "kda 128 gradients_far_kernel": 1032,
+    "kda 128 gradients_far_kernel": 1056,
     "kda 64 prepare_far_kernel": 176,
     "kda 64 gradients_kernel": 48,
-    "kda 64 gradients_far_kernel": 1392,
+    "kda 64 gradients_far_kernel": 1528,
     "rwkv7 128 prepare_far_kernel": 216,
     "rwkv7 128 gradients_kernel": 168,
-    "rwkv7 128 gradients_far_kernel": 1768,
+    "rwkv7 128 gradients_far_kernel": 1776,
     "rwkv7 128 prepare_kernel": 8,
     "rwkv7 64 prepare_kernel": 64,
     "rwkv7 64 prepare_far_kernel": 224,
     "rwkv7 64 gradients_kernel": 128,
-    "rwkv7 64 gradients_far_kernel": 1728,
+    "rwkv7 64 gradients_far_kernel": 1712,
     # two layers: what is put away are mostly addresses; four warps with these were faster than eight without
     "two layers 64 2 4 readers_kernel": 320,
     "two layers 64 2 4 writers_kernel": 208,
@@ -112,7 +113,7 @@ SPILLS: dict[str, int] = {
     "least squares by channel 128 2 gradients_far_kernel": 784,
     "least squares by channel 64 2 solve_far_kernel": 40,
     "least squares by channel 64 2 gradients_kernel": 40,
-    "least squares by channel 64 2 gradients_far_kernel": 864,
+    "least squares by channel 64 2 gradients_far_kernel": 888,
     "least squares by channel 256 2 operands_kernel": 96,
     "least squares by channel 256 2 solve_near_kernel": 1024,
     "least squares by channel 256 2 solve_far_kernel": 2288,
@@ -121,7 +122,7 @@ SPILLS: dict[str, int] = {
     # float32 inputs: right, not fast
     "least squares by channel 128 4 operands_kernel": 32,
     "least squares by channel 128 4 solve_near_kernel": 936,
-    "least squares by channel 128 4 solve_far_kernel": 1080,
+    "least squares by channel 128 4 solve_far_kernel": 1064,
     "two slots 128 128 4 True False prepare_kernel": 184,
     "two slots 128 128 4 True False forward_kernel": 264,
     "two slots 128 128 4 True False reverse_kernel": 168,
@@ -167,7 +168,7 @@ def test_every_kernel_was_compiled(report):
 
 def test_nothing_spills(report):
     found: dict[str, int] = {}
-    for entry in report["kernels"]:  # a call may compile a kernel in two ways; what spills more counts
+    for entry in filter(lambda entry: entry["watched"], report["kernels"]):  # a call may compile a kernel in two ways; the worse counts
         found[entry["name"]] = max(found.get(entry["name"], 0), entry["stack"])
     wrong = {name: stack for name, stack in found.items() if stack != SPILLS.get(name, 0)}
     assert not wrong, f"bytes of stack, where 0 or SPILLS was expected: {json.dumps(wrong, indent=1)}"
