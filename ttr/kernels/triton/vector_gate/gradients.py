@@ -127,7 +127,6 @@ def gradients_kernel(
     token = first + chunk * C
     own = head // (HV // H) * DK
     place = (token * HV + head) * C
-    i = t[:, None]
     j = t[None, :]
     channels = tile * BK + tl.arange(0, BK)
     states += slot * DK * DV
@@ -136,26 +135,31 @@ def gradients_kernel(
         value_left += slot * DV
 
     x = load_decays(log_decay + head * DK, token, t, valid, channels, HV * DK * PER_TOKEN, DK, BK, WIDE)
-    middle, rest = halves(x, t)
-    G = from_middle(x, middle, t, WIDE)
     key = load_rows(k + own, token, t, valid, channels, H * DK, DK, BK)
-    operand: tl.constexpr = key.dtype
     b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
-    writer = (key.to(tl.float32) * b * power(-G)).to(operand)
     if ADDED:
         adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
+    middle, rest = halves(x, t)
+    G = from_middle(x, middle, t, WIDE)
+    operand: tl.constexpr = key.dtype
+    writer = (key.to(tl.float32) * b * power(-G)).to(operand)
+    if ADDED:
         adder = (adder.to(tl.float32) * power(-G)).to(operand)
 
     net = tl.zeros([C, BK], tl.float32)
     reading = taker(t, READ_BEFORE)
     y = reading[:, None]
+    # loads wait for memory together: all that a step takes of it comes first, and pairs stay for the columns
+    read_pairs = load_pairs(reads + place, y, j, count, STRIDE)
+    if ADDED:
+        added_read_pairs = load_pairs(added_reads + place, y, j, count, STRIDE)
+    reader = load_rows(q + own, token, reading, reading < count, channels, H * DK, DK, BK)
     x = through_state(do + head * DV, states, token, reading, reading < count, channels, HV, DK, DV, BK, BV, PRECISION)
     x *= power(middle) * scale
-    x = tl.dot(load_pairs(reads + place, y, j, count, STRIDE), writer, acc=x, input_precision=PRECISION)
+    x = tl.dot(read_pairs, writer, acc=x, input_precision=PRECISION)
     if ADDED:
-        x = tl.dot(load_pairs(added_reads + place, y, j, count, STRIDE), adder, acc=x, input_precision=PRECISION)
+        x = tl.dot(added_read_pairs, adder, acc=x, input_precision=PRECISION)
     up = power(taken_from(anew(G, 1), middle, t, READ_BEFORE))
-    reader = load_rows(q + own, token, reading, reading < count, channels, H * DK, DK, BK)
     reader = (reader.to(tl.float32) * up).to(operand)
     if N > 0:  # always, but it has the compiler multiply here, and not where the product is used, with both factors held until then
         net += felt(reader.to(tl.float32) * x, t, READ_BEFORE)
@@ -164,13 +168,16 @@ def gradients_kernel(
     if ERASE:
         looking = taker(t, LOOK_BEFORE)
         y = looking[:, None]
+        look_pairs = load_pairs(looks + place, y, j, count, STRIDE)
+        if ADDED:
+            added_look_pairs = load_pairs(added_looks + place, y, j, count, STRIDE)
+        looker = load_rows(k + own, token, looking, looking < count, channels, H * DK, DK, BK)
         x = through_state(derror + head * DV, states, token, looking, looking < count, channels, HV, DK, DV, BK, BV, PRECISION)
         x *= -power(anew(middle, 1))
-        x = tl.dot(load_pairs(looks + place, y, j, count, STRIDE), writer, acc=x, input_precision=PRECISION)
+        x = tl.dot(look_pairs, writer, acc=x, input_precision=PRECISION)
         if ADDED:
-            x = tl.dot(load_pairs(added_looks + place, y, j, count, STRIDE), adder, acc=x, input_precision=PRECISION)
+            x = tl.dot(added_look_pairs, adder, acc=x, input_precision=PRECISION)
         up = power(taken_from(anew(G, 2), middle, t, LOOK_BEFORE))
-        looker = load_rows(k + own, token, looking, looking < count, channels, H * DK, DK, BK)
         looker = (looker.to(tl.float32) * up).to(operand)
         if N > 0:
             net += felt(looker.to(tl.float32) * x, t, LOOK_BEFORE)
@@ -182,9 +189,9 @@ def gradients_kernel(
     b = load_weights(weight, head, token, t, valid, channels, weight_stride, HV, DK, BK, WEIGHTED, BY_CHANNEL)
     writer = (key.to(tl.float32) * b * power(-anew(G, 3))).to(operand)
     onward = tl.sum(writer.to(tl.float32) * x, 0)[None, :]
-    x = tl.dot(load_pairs(reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
+    x = tl.dot(tl.trans(read_pairs), reader, acc=x, input_precision=PRECISION)
     if ERASE:
-        x = tl.dot(load_pairs(looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
+        x = tl.dot(tl.trans(look_pairs), looker, acc=x, input_precision=PRECISION)
     if N > 0:  # what comes of key and weight is loaded anew in here
         net -= writer.to(tl.float32) * x
         x *= power(-anew(G, 5))
@@ -204,8 +211,8 @@ def gradients_kernel(
         adder = load_rows(p + own, token, t, valid, channels, H * DK, DK, BK)
         adder = (adder.to(tl.float32) * power(-anew(G, 4))).to(operand)
         onward += tl.sum(adder.to(tl.float32) * x, 0)[None, :]
-        x = tl.dot(load_pairs(added_reads + place, reading[None, :], i, count, STRIDE), reader, acc=x, input_precision=PRECISION)
-        x = tl.dot(load_pairs(added_looks + place, looking[None, :], i, count, STRIDE), looker, acc=x, input_precision=PRECISION)
+        x = tl.dot(tl.trans(added_read_pairs), reader, acc=x, input_precision=PRECISION)
+        x = tl.dot(tl.trans(added_look_pairs), looker, acc=x, input_precision=PRECISION)
         if N > 0:
             net -= adder.to(tl.float32) * x
         store_rows(dp + head * DK, token, x * power(-anew(G, 6)), t, valid, channels, HV * DK, DK, BK)
