@@ -66,7 +66,7 @@ def exact(case: testing.Inputs) -> dict[str, torch.Tensor]:
 
 
 def config(chunk: int = 16, reach: float = 40.0, tile: int = 16) -> configuration.Config:
-    return configuration.Config(chunk, reach, *[Launch(tile, 4, 1)] * 9)
+    return configuration.Config(chunk, reach, *[Launch(tile, 4, 1)] * 10)
 
 
 def evaluate(case: testing.Inputs, config: configuration.Config, segments: int = 1) -> dict[str, torch.Tensor]:
@@ -240,11 +240,9 @@ def test_no_tile_of_16_bits_is_narrower_than_64(dtype, dk, dv, erase, added):
     rule, log_decay = plan.rule_of(erase, added, False, False), torch.empty(2, 200, 1, dk, device="meta")
     with mock.patch.object(torch.Tensor, "get_device", lambda _: 0):
         made = plan.plan_of(plan.kind_of(q, v, log_decay, None, None, None, rule, config, 2, None), True, True, True)
-    for bind in (made.prepare, made.prepare_far):
-        bind(False), bind(True)
     for bind in (made.forward, made.reverse):
         bind(False), bind(True)
-    for bind in (made.states, made.pairs, made.values, made.gradients, made.gradients_far):
+    for bind in (made.prepare, made.prepare_far, made.rows, made.states, made.pairs, made.values, made.gradients, made.gradients_far):
         bind()
     for name, bound in made.bound.items():
         assert {x for n, x in bound.constants.items() if n in ("BK", "BV", "TILE", "C")} <= {64, 128}, name

@@ -27,16 +27,15 @@ def gradients_of_matrices(
     unweighted = plan_of(kind_of(x, keys, roots, None, None, cu_seqlens, rule, config, 1, 0), False, False, False)
     buffers = [unweighted.made.make(x) for _ in range(2)]
     of_x, of_dq = (unweighted.made.arrays(buffer) for buffer in buffers)
-    far = vector_gate.room_for_far(unweighted, x, {})
     for rows, made in ((x, of_x), (dq, of_dq)):  # queries -rows E and reads -<rows E, k>
-        vector_gate.prepare_chunks(unweighted, rows, keys, None, roots, None, None, made, far, cu_seqlens, -1.0, True)
+        vector_gate.prepare_chunks(unweighted, rows, keys, None, roots, None, None, made, cu_seqlens, -1.0)
     behind, dfirst = _reverse(p, x, of_x["queries"], of_dq["queries"], left, dlast_H, first_H, cu_seqlens)
 
     weighted = plan_of(kind_of(x, keys, roots, weight, None, cu_seqlens, rule, config, 1, 0), True, False, learned)
     found = []
     for rows, other in ((x, of_dq), (dq, of_x)):
         queries, reads, writes = other["queries"], other["reads"], other["writes"]
-        given = rows, keys, None, roots, weight, plain, behind, writes, keys, queries, queries, reads, None, None, None, left, far
+        given = rows, keys, None, roots, weight, plain, behind, writes, keys, queries, queries, reads, None, None, None, left, of_x["far"]
         found.append(vector_gate.of_chunks(weighted, given, cu_seqlens, 1.0))
     (_, dk, _, dlog_decay, dweight), (_, more_dk, _, more_dlog_decay, more_dweight) = found
     dk += more_dk

@@ -8,19 +8,22 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import configs
-from ..buffers import Layout, Shapes
+from ..buffers import Layout
 from ..configs import Launch
 from ..shapes import Sizes, ceil_div
+
+Arrays = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 NARROWEST = 64  # channels of a tile in 16 bits: Triton 3.6 compiles narrower ones to wrong numbers or addresses on Hopper
 
 
 class Config(NamedTuple):
-    """chunk: tokens of one. reach: of `around_middle`. Tiles are of key channels in prepare and gradients, else of value channels."""
+    """chunk: tokens of one. reach: of `around_middle`. Tiles are of key channels in prepare, rows and gradients, else of value channels."""
 
     chunk: int
     reach: float
     prepare: Launch
+    rows: Launch
     forward: Launch
     states: Launch
     reverse: Launch
@@ -38,7 +41,7 @@ def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, fu
     """
     if dtype == torch.float32:
         tile, few = Launch(32, 4, 1), Launch(16, 4, 1)
-        return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, few, few)
+        return Config(32, 40.0, tile, tile, tile, tile, tile, tile, tile, tile, few, few)
     reach = 4.0 if dtype == torch.float16 else 40.0
     tile, wide, ahead = Launch(NARROWEST, 4, 1), Launch(128, 4, 1), Launch(NARROWEST, 4, 3)
     if max(dk, dv) > 128:
@@ -48,7 +51,7 @@ def config_of(dtype: torch.dtype, dk: int, dv: int, erase: bool, added: bool, fu
         states, reverse = forward if added else ahead, forward if erase else ahead
         if full and erase and dv > NARROWEST:
             forward = reverse = Launch(128, 8, 2)
-    return Config(64, reach, tile if added else wide, forward, states, reverse, wide, tile, ahead, tile, Launch(16, 4, 1))
+    return Config(64, reach, tile if added else wide, tile, forward, states, reverse, wide, tile, ahead, tile, Launch(16, 4, 1))
 
 
 class Choice(NamedTuple):
@@ -76,32 +79,36 @@ def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, erase: bool, added: 
     return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, erase, added, heads, T)
 
 
-def prepared(s: Sizes, dtype: torch.dtype, erase: bool, added: bool, config: Config, packed: bool) -> Shapes:
-    """What `prepare` makes, but for which chunks are far."""
-    keys, pairs = ((s.tokens, s.HV, s.dk), dtype), ((s.tokens, s.HV, config.chunk), dtype)
-    out = {"queries": keys, "writes": keys, "reads": pairs, "left": ((s.slots(config.chunk, packed), s.HV, s.dk), torch.float32)}
-    if erase:
-        out["looks"] = keys
-    if added:
-        out |= {"added": keys, "added_reads": pairs, "errors_of": pairs}
-    return out
+def rows(s: Sizes, dtype: torch.dtype, erase: bool, added: bool) -> Arrays:
+    """What `prepare` makes of a chunk's tokens."""
+    names = "queries", "writes", *["looks"] * erase, *["added"] * added
+    return dict.fromkeys(names, ((s.tokens, s.HV, s.dk), dtype))
 
 
-def saved(s: Sizes, dtype: torch.dtype, erase: bool, config: Config, room: int, packed: bool, save: bool = True) -> Layout:
+def pairs(s: Sizes, dtype: torch.dtype, added: bool, config: Config, packed: bool) -> Arrays:
+    """What it makes of the pairs of a chunk's tokens but for `inverse`, what is left of a state behind it, and which chunks are far."""
+    names, chunks = ("reads", *["added_reads", "added_errors"] * added), s.slots(config.chunk, packed)
+    of_chunks = {"left": ((chunks, s.HV, s.dk), torch.float32), "far": ((chunks, s.HV), torch.int32)}
+    return dict.fromkeys(names, ((s.tokens, s.HV, config.chunk), dtype)) | of_chunks
+
+
+def saved(s: Sizes, dtype: torch.dtype, erase: bool, added: bool, config: Config, room: int, packed: bool, save: bool = True) -> Layout:
     """What forward makes for backward; without `save`, as much as forward itself needs. room: for how many segments.
 
-    Of the delta rule, backward has `prepare` run again: that costs less than the memory, which the errors take too.
+    Of the delta rule, backward makes the rows again: that costs less than the memory, which the errors take too.
     """
-    out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    out: Arrays = {}
+    of_pairs = pairs(s, dtype, added, config, packed)
     if erase:
-        out["inverse"] = (s.tokens, s.HV, config.chunk), dtype
+        out["inverse"] = of_pairs["reads"]
     if erase and save:
         out["error"] = (s.tokens, s.HV, s.dv), dtype
     # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or a factor a key channel
     pieces = s.N * room * s.HV
     out["starts"] = (pieces, s.dk, s.dv), torch.float32
     out["transfer"] = (pieces, s.dk, s.dk) if erase else (pieces, s.dk), torch.float32
-    if save and not erase:
-        out |= prepared(s, dtype, False, False, config, packed)
-        out["far"] = (s.slots(config.chunk, packed), s.HV), torch.int32
+    if save:
+        if added:
+            out["added_looks"] = of_pairs.pop("added_errors")
+        out |= of_pairs if erase else of_pairs | rows(s, dtype, False, False)
     return Layout(out)

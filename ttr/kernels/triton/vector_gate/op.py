@@ -32,7 +32,7 @@ def _choose(q: Tensor, v: Tensor, p: Tensor | None, erase: bool, cu_seqlens: Ten
 def saved_size(q: Tensor, v: Tensor, p: Tensor | None, erase: bool, cu_seqlens: Tensor | None) -> int:
     """Bytes."""
     config, _, room = _choose(q, v, p, erase, cu_seqlens)
-    return saved(sizes_of(q, v, cu_seqlens), q.dtype, erase, config, room, cu_seqlens is not None).size
+    return saved(sizes_of(q, v, cu_seqlens), q.dtype, erase, p is not None, config, room, cu_seqlens is not None).size
 
 
 def _forward(q, k, v, p, log_decay, weight, initial, cu_seqlens, scale, erase, look_before, read_before, save):

@@ -11,7 +11,7 @@ from ..buffers import Layout
 from ..launch import Bound
 from ..scalar_gate import segments as erased
 from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
-from .config import NARROWEST, Config, prepared, saved
+from .config import NARROWEST, Config, pairs, rows, saved
 from .forward import forward_kernel
 from .gradients import gradients_kernel
 from .gradients_far import gradients_far_kernel
@@ -20,6 +20,7 @@ from .prepare import prepare_kernel
 from .prepare_far import prepare_far_kernel
 from .reverse import reverse_kernel
 from .rounds import ITEMS
+from .rows import rows_kernel
 from .segments import segments_kernel
 from .states import states_kernel
 from .values import values_kernel
@@ -69,9 +70,12 @@ class Plan:
         self.key_tile = self.tile(config.gradients.tile, s.dk)
         self.key_tiles = ceil_div(s.dk, self.key_tile)
         self.value_tile = self.tile(NARROWEST if kind.dtype.itemsize == 2 else 32, s.dv)  # of a state, in gradients
-        self.kept = saved(s, kind.dtype, rule.erase, config, kind.room, kind.packed, save)
-        made = prepared(s, kind.dtype, rule.erase, rule.added, config, kind.packed)
-        self.made = Layout({name: x for name, x in made.items() if name not in self.kept.places})
+        self.kept = saved(s, kind.dtype, rule.erase, rule.added, config, kind.room, kind.packed, save)
+        of_rows, of_pairs = rows(s, kind.dtype, rule.erase, rule.added), pairs(s, kind.dtype, rule.added, config, kind.packed)
+        # beside what is kept: what forward makes, and what backward makes again
+        self.made, self.again = (
+            Layout({name: x for name, x in made.items() if name not in self.kept.places}) for made in (of_rows | of_pairs, of_rows)
+        )
         self.numbers = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.tile(power_of_two(s.dk), s.dk), "C": config.chunk, "ERASE": rule.erase,
             "ADDED": rule.added, "WEIGHTED": kind.weight is not None, "BY_CHANNEL": kind.weight == 4, "LOOK_BEFORE": rule.look_before,
@@ -92,15 +96,18 @@ class Plan:
             self.bound[name] = kernel.bind(grid, launch.warps, launch.stages, **constants)
         return self.bound[name]
 
-    def prepare(self, solved: bool) -> Bound:
-        launch = self.kind.config.prepare
-        tile = self.tile(launch.tile, self.kind.sizes.dk)
-        name = "prepare solved" if solved else "prepare"
-        return self.launch(name, prepare_kernel, (self.chunks, self.kind.sizes.HV), launch, BK=tile, SOLVED=solved)
+    def prepare(self) -> Bound:
+        launch, s = self.kind.config.prepare, self.kind.sizes
+        return self.launch("prepare", prepare_kernel, (self.chunks, s.HV), launch, BK=self.tile(launch.tile, s.dk))
 
-    def prepare_far(self, solved: bool) -> Bound:
-        launch, name = self.kind.config.far, "prepare far solved" if solved else "prepare far"
-        return self.launch(name, prepare_far_kernel, (self.programs,), launch, BK=self.tile(launch.tile, self.kind.sizes.dk), SOLVED=solved)
+    def prepare_far(self) -> Bound:
+        launch = self.kind.config.far
+        return self.launch("prepare far", prepare_far_kernel, (self.programs,), launch, BK=self.tile(launch.tile, self.kind.sizes.dk))
+
+    def rows(self) -> Bound:
+        launch, s = self.kind.config.rows, self.kind.sizes
+        tile = self.tile(launch.tile, s.dk)
+        return self.launch("rows", rows_kernel, (self.chunks * ceil_div(s.dk, tile), s.HV), launch, BK=tile)
 
     def scan(self, name: str, kernel, launch: Any, segments: int, units: int = 0, **more: Any) -> Bound:
         """A tile of value channels a program; units: key channels, of which further tiles carry a segment's transfer."""

@@ -8,8 +8,7 @@ who looks or reads before it:
     A_ij = sum_k x_ik w_jk 2^(G_ik - G_jk), i > j       inverse = (I + A)^-1       looks = -inverse (x 2^G)
 
 What is written of the values as they are, with keys p of its own (ADDED), likewise: added and added_reads of p instead of w,
-and added_errors = -inverse A of p, the part of the errors that comes of it, or where inverse is there already (SOLVED), for
-backward, A of p itself.
+and added_errors = -inverse A of p, the part of the errors that comes of it; for backward also added_looks = A of p itself.
 """
 
 import triton
@@ -34,13 +33,13 @@ def invert(inverse, pairs, head, token, t, valid, HV: tl.constexpr, C: tl.conste
 
 @triton.jit
 def store_added_errors(
-    added_errors, pairs, solved, head, token, t, valid, HV: tl.constexpr, C: tl.constexpr, SOLVED: tl.constexpr, PRECISION: tl.constexpr,
+    added_errors, added_looks, pairs, solved, head, token, t, valid, HV: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """-inverse A of a chunk, or where it is SOLVED already, A."""
-    a = tl.where(t[:, None] > t[None, :], pairs, 0.0)
-    if not SOLVED:
-        a = -product(solved, a.to(solved.dtype), PRECISION)
-    store_pairs(added_errors, token, head, a, t, valid, HV, C)
+    """-inverse A of a chunk, and A where backward wants it."""
+    a = tl.where(t[:, None] > t[None, :], pairs, 0.0).to(solved.dtype)
+    if added_looks is not None:
+        store_pairs(added_looks, token, head, a, t, valid, HV, C)
+    store_pairs(added_errors, token, head, -product(solved, a, PRECISION), t, valid, HV, C)
 
 
 @triton.jit
@@ -92,16 +91,16 @@ def near_pairs(
 
 @kernel("N T scale weight_stride")
 def prepare_kernel(
-    q, k, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far, cu_seqlens,
-    N, T, scale, weight_stride,
+    q, k, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, added_looks, left, far,
+    cu_seqlens, N, T, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr, ADDED: tl.constexpr,
-    WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, SOLVED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
+    WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
     PACKED: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk and value head a program.
 
     q, k, p: [tokens, H, dk]; weight: [Hv], [tokens, Hv] or, BY_CHANNEL, [tokens, Hv, dk]. queries, looks, writes, added:
-    [tokens, Hv, dk]. inverse, reads, added_reads, added_errors: [tokens, Hv, C]; SOLVED: inverse is there. left: [chunks, Hv, dk].
+    [tokens, Hv, dk]. inverse, reads, added_reads, added_errors, added_looks (or None): [tokens, Hv, C]. left: [chunks, Hv, dk].
     far: [chunks, Hv], 1 for chunks that are left to `prepare_far_kernel`.
     """
     slot = tl.program_id(0)
@@ -119,7 +118,7 @@ def prepare_kernel(
     b = load_numbers(weight, head, token, ordered, inside, weight_stride, 1.0, WEIGHTED and not BY_CHANNEL)
     pairs, look_pairs, strayed = near_pairs(
         q + own, k + own, k + own, log_decay, weight, b, queries, looks, writes, left + place * DK, token, head, ordered, inside, scale,
-        H, HV, DK, BK, C, True, ERASE and not SOLVED, ERASE, BY_CHANNEL, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
+        H, HV, DK, BK, C, True, ERASE, ERASE, BY_CHANNEL, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
     )  # fmt: skip
     tl.store(far + place, strayed)
     if strayed == 0:
@@ -130,10 +129,7 @@ def prepare_kernel(
         seen = i > j if READ_BEFORE else i >= j
         store_pairs(reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
         if ERASE:
-            if SOLVED:
-                solved = load_rows(inverse + head * C, token, t, valid, t, HV * C, C, C)
-            else:
-                solved = invert(inverse, look_pairs, head, token, t, valid, HV, C, PRECISION)
+            solved = invert(inverse, look_pairs, head, token, t, valid, HV, C, PRECISION)
             tl.debug_barrier()  # x 2^G, which other threads may have written
             for start in range(0, DK, BK):
                 channels = start + tl.arange(0, BK)
@@ -146,4 +142,4 @@ def prepare_kernel(
                 H, HV, DK, BK, C, False, True, False, False, LOOK_BEFORE, READ_BEFORE, WIDE, PER_TOKEN, REACH, PRECISION,
             )  # fmt: skip
             store_pairs(added_reads, token, head, tl.where(seen, pairs, 0.0), t, valid, HV, C)
-            store_added_errors(added_errors, look_pairs, solved, head, token, t, valid, HV, C, SOLVED, PRECISION)
+            store_added_errors(added_errors, added_looks, look_pairs, solved, head, token, t, valid, HV, C, PRECISION)

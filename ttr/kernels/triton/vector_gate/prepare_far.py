@@ -48,10 +48,10 @@ def far_pairs(
 
 @kernel("N T count scale weight_stride")
 def prepare_far_kernel(
-    q, k, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, left, far, cu_seqlens,
-    N, T, count, scale, weight_stride,
+    q, k, p, log_decay, weight, inverse, queries, looks, writes, added, reads, added_reads, added_errors, added_looks, left, far,
+    cu_seqlens, N, T, count, scale, weight_stride,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, ERASE: tl.constexpr, ADDED: tl.constexpr,
-    WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, SOLVED: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
+    WEIGHTED: tl.constexpr, BY_CHANNEL: tl.constexpr, LOOK_BEFORE: tl.constexpr, READ_BEFORE: tl.constexpr,
     PACKED: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, ROUNDS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `prepare_kernel`; ITEMS of the count chunks of all heads a program."""
@@ -98,20 +98,17 @@ def prepare_far_kernel(
                 )  # fmt: skip
                 store_pairs(added_reads, token, head, tl.where(seen, pairs * scale, 0.0), t, valid, HV, C)
             if ERASE:
-                if SOLVED:
-                    solved = load_rows(inverse + head * C, token, t, valid, t, HV * C, C, C)
-                else:
-                    pairs = far_pairs(
-                        k + own, k + own, log_decay, weight, head, token, t, valid, weight_stride,
-                        H, HV, DK, BK, C, WEIGHTED, BY_CHANNEL, LOOK_BEFORE, WIDE, PER_TOKEN, ROUNDS, PRECISION,
-                    )  # fmt: skip
-                    solved = invert(inverse, pairs, head, token, t, valid, HV, C, PRECISION)
+                pairs = far_pairs(
+                    k + own, k + own, log_decay, weight, head, token, t, valid, weight_stride,
+                    H, HV, DK, BK, C, WEIGHTED, BY_CHANNEL, LOOK_BEFORE, WIDE, PER_TOKEN, ROUNDS, PRECISION,
+                )  # fmt: skip
+                solved = invert(inverse, pairs, head, token, t, valid, HV, C, PRECISION)
                 if ADDED:
                     pairs = far_pairs(
                         k + own, p + own, log_decay, weight, head, token, t, valid, weight_stride,
                         H, HV, DK, BK, C, False, False, LOOK_BEFORE, WIDE, PER_TOKEN, ROUNDS, PRECISION,
                     )  # fmt: skip
-                    store_added_errors(added_errors, pairs, solved, head, token, t, valid, HV, C, SOLVED, PRECISION)
+                    store_added_errors(added_errors, added_looks, pairs, solved, head, token, t, valid, HV, C, PRECISION)
                 store_looks(
                     looks, solved, k + own, log_decay, head, token, t, valid,
                     H, HV, DK, BK, LOOK_BEFORE, WIDE, PER_TOKEN, PRECISION,

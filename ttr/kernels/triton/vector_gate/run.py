@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..buffers import Piece
 from ..launch import prepare
 from .config import Config
 from .plan import Plan, Rule, kind_of, plan_of
 
-PREPARED = "queries", "looks", "writes", "added", "errors_of", "reads", "added_reads", "left"  # of every chunk
+ROWS = "queries", "looks", "writes", "added"  # of every chunk, as the next
+PAIRS = "reads", "added_reads", "added_errors", "added_looks", "left", "far"
 
 
 def forward(
@@ -28,12 +28,10 @@ def forward(
     kept = plan.kept.arrays(buffer)
     made = kept | plan.made.arrays(scratch)
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
-    inverse, far = kept.get("inverse"), room_for_far(plan, q, kept)
-    prepare_chunks(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, False)
-    queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
-    if not rule.added:
-        errors_of = inverse
-    inputs = queries, looks, writes, added, errors_of, reads, added_reads, left, v
+    inverse = kept.get("inverse")
+    prepare_chunks(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale)
+    rows, (reads, added_reads, added_errors, _, left, _) = (tuple(made.get(name) for name in names) for names in (ROWS, PAIRS))
+    inputs = *rows, added_errors if rule.added else inverse, reads, added_reads, left, v
     scanned = cu_seqlens, s.T, segments, plan.segment_chunks
     start = initial
     if segments > 1:
@@ -44,20 +42,12 @@ def forward(
     return o, last, buffer if save else q.new_empty((0,), dtype=torch.uint8)
 
 
-def room_for_far(plan: Plan, q, kept: dict[str, Any]) -> Tensor | Piece:
-    """Room for which chunks are far, [chunks, Hv], and where they are kept, what lies there."""
-    return kept["far"] if "far" in kept else q.new_empty((plan.chunks, plan.kind.sizes.HV), dtype=torch.int32)
-
-
-def prepare_chunks(
-    plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], far, cu_seqlens, scale: float, solved: bool
-) -> None:  # fmt: skip
-    queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
-    s = plan.kind.sizes
-    given = q, k, p, log_decay, weight, inverse
-    arrays = queries, looks, writes, added, reads, added_reads, errors_of, left, far, cu_seqlens
-    plan.prepare(solved)(*given, *arrays, s.N, s.T, scale, plan.weight_stride)
-    plan.prepare_far(solved)(*given, *arrays, s.N, s.T, plan.chunks * s.HV, scale, plan.weight_stride)
+def prepare_chunks(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float) -> None:
+    """made: of them, what `plan.made` lays out, and what is kept."""
+    rows, pairs = (tuple(made.get(name) for name in names) for names in (ROWS, PAIRS))
+    s, given = plan.kind.sizes, (q, k, p, log_decay, weight, inverse, *rows, *pairs, cu_seqlens)
+    plan.prepare()(*given, s.N, s.T, scale, plan.weight_stride)
+    plan.prepare_far()(*given, s.N, s.T, plan.chunks * s.HV, scale, plan.weight_stride)
 
 
 def backward(
@@ -70,12 +60,13 @@ def backward(
     kind = kind_of(q, v, log_decay, weight, initial, cu_seqlens, rule, config, segments, room)
     plan = plan_of(kind, True, dlast is not None, learned)
     s, empty = kind.sizes, q.new_empty
-    kept, scratch = plan.kept.arrays(buffer), plan.made.make(q)
-    made = kept | plan.made.arrays(scratch)
-    inverse, error, far = kept.get("inverse"), kept.get("error", v), room_for_far(plan, q, kept)
-    if plan.made.places:
-        prepare_chunks(plan, q, k, p, log_decay, weight, inverse, made, far, cu_seqlens, scale, True)
-    queries, looks, writes, added, errors_of, reads, added_reads, left = (made.get(name) for name in PREPARED)
+    kept, scratch = plan.kept.arrays(buffer), plan.again.make(q)
+    made = kept | plan.again.arrays(scratch)
+    inverse, error = kept.get("inverse"), kept.get("error", v)
+    rows, (reads, added_reads, _, added_looks, left, far) = (tuple(made.get(name) for name in names) for names in (ROWS, PAIRS))
+    if plan.again.places:
+        plan.rows()(q, k, p, log_decay, weight, inverse, *rows, cu_seqlens, s.N, s.T, scale, plan.weight_stride)
+    queries, looks, writes, added = rows
     scanned = cu_seqlens, plan.chunks * s.HV, s.T, segments, plan.segment_chunks
     start = kept["starts"] if segments > 1 else initial
     states, gradients = (empty((plan.chunks, s.HV, s.dk, s.dv)) for _ in range(2))
@@ -93,8 +84,8 @@ def backward(
         del local
     plan.reverse(False)(*inputs, end, derror, gradients, first, *scanned)
     if rule.added:
-        plan.values()(added, added_reads, errors_of, gradients, do, derror, dv, cu_seqlens, s.N, s.T)
-    del scratch, made, inputs, queries, looks, writes, added, errors_of, reads, added_reads, left, end
+        plan.values()(added, added_reads, added_looks, gradients, do, derror, dv, cu_seqlens, s.N, s.T)
+    del scratch, made, inputs, rows, queries, looks, writes, added, end
 
     pair_shape = s.tokens, s.HV, config.chunk
     reads = empty(pair_shape)
