@@ -18,7 +18,9 @@ REGISTRIES: dict[str, Registry] = {
     "regressor": REGRESSORS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "optimizer.step_rule": STEP_RULES,
     "optimizer.mirror": MIRRORS, "gate": GATES, "a signal's map": SIGNAL_MAPS, "a layer's stages": STAGES, "compose": COMPOSITIONS,
 }  # fmt: skip
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", Any: "a preset or a declaration", type(None): "null"}
+WORDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null", Any: "a preset or a declaration",
+}  # fmt: skip
 
 
 def of_kind(kind: str) -> str:
@@ -32,7 +34,8 @@ def of_kind(kind: str) -> str:
 def _section(slot: str, registry: Registry, kind: str) -> str:
     own, preset = registry.expand(kind)
     cls = registry.get(kind)
-    title = f"{slot} {kind}" + (f": {own} with {', '.join(f'{n} {written(x)}' for n, x in preset.items())}" if preset or own != kind else "")
+    settings = ", ".join(f"{name} {written(value)}" for name, value in preset.items())
+    title = f"{slot} {kind}" + (f": {own} with {settings}" if preset or own != kind else "")
     doc = inspect.cleandoc(cls.__doc__ or "")
     parts = [title, "─" * len(title), *([] if doc.startswith(f"{cls.__name__}(") else [doc, ""])]
     rows = [(name, preset.get(name, default), takes) for name, default, takes in _fields(cls)]
