@@ -20,7 +20,7 @@ PRESETS = {
     "linear_attention_unnormalised": KERNEL, "mamba2": KERNEL, "mlstm": KERNEL, "retnet": KERNEL,
     "gla": KERNEL, "kda": KERNEL, "rwkv7": KERNEL,
     "longhorn": EVENTS, "momentum_deltanet": KERNEL,
-    "mesa": "optimizer 'rls' solves exactly", "mesanet": KERNEL,
+    "mesa": KERNEL, "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
     "lact": "optimizer.accumulate=true",
@@ -31,7 +31,8 @@ PRESETS = {
 DELTA = ttr.spec({"optimizer": "delta"})
 
 
-def test_every_preset_is_served_or_the_reason_is_said():
+def test_every_preset_is_served_or_the_reason_is_said(monkeypatch):
+    monkeypatch.setattr(sizes, "interpreted", lambda: True)  # and what no GPU has run yet
     assert sorted(PRESETS) == sorted(ttr.presets())
     for name, reason in PRESETS.items():
         spec = ttr.spec(name)
@@ -232,6 +233,15 @@ def test_sizes_that_no_gpu_has_seen_right_in_16_bits_are_refused(name, monkeypat
     with pytest.raises(ValueError, match=why):
         ttr.select_path(spec, path="triton", dtype=torch.bfloat16, dk=d, dv=d)
     assert ttr.select_path(spec, path="triton", dtype=torch.float32, dk=d, dv=d)[0] == "triton"
+
+
+@pytest.mark.parametrize("name", ["mesa", ttr.spec("mesanet", optimizer="cholesky")])
+def test_what_no_gpu_has_run_is_refused(name, monkeypatch):
+    monkeypatch.setattr(sizes, "interpreted", lambda: False)
+    for device in (None, "cuda"):
+        with pytest.raises(ValueError, match=r"optimizer '(rls|cholesky)': no GPU has run the kernel that solves exactly yet"):
+            ttr.select_path(name, path="triton", device=device, dtype=torch.float16, dk=32, dv=32)
+    assert ttr.select_path(name, device="cuda", dtype=torch.float16, dk=32, dv=32)[0] == "chunk"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
     theta = form.theta(k, weight, roots or decays, starts.H, ridge)
     x = implicit_solve(q, form.product, _solver(spec, form), theta)
     o = gated_read(x, k, weight * v, decays, starts.G)
-    return o.flatten(2, 3)[:, :, :T], last.state(problem, events.ridge)
+    return o.flatten(2, 3)[:, :, :T], last.state(spec, events.ridge)
 
 
 def _between_chunks(

@@ -77,7 +77,7 @@ def _fake_backward(do, dlast_G, dlast_H, q, k, v, log_decay, weight, ridge, firs
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? weight, Tensor ridge, Tensor? first_G, Tensor? first_H, Tensor? cu_seqlens"
 )
-_FORM = "float scale, int iterations, float tolerance, bool before"
+_FORM = "float scale, int? iterations, float tolerance, bool before"
 forward = operator(
     f"least_squares_forward({_INPUTS}, {_FORM}, bool save, bool learned)"
     " -> (Tensor o, Tensor last_G, Tensor last_H, Tensor x, Tensor saved)",
@@ -88,7 +88,7 @@ backward = operator(  # dq, dk, dv, dridge and, where they were given, dlog_deca
     " -> Tensor[]",
     _backward, _fake_backward,
 )  # fmt: skip
-_gradients = gradients(backward, "nor has another path of least squares solved by cg")
+_gradients = gradients(backward, "nor has another path of least squares")
 
 
 class LeastSquares(torch.autograd.Function):

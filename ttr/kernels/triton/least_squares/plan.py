@@ -13,15 +13,16 @@ from ..launch import Bound
 from ..scalar_gate.decays import cumulate_kernel
 from ..scalar_gate.segments import segments_kernel
 from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
+from .exact import NO_GATE, OF_CHANNEL, OF_HEAD, solve_exactly_kernel
 from .solve import solve_kernel
 from .statistics import statistics_kernel
 
 
 class Form(NamedTuple):
-    """iterations, tolerance: of `cg`. before: reads stand before the token's own pair."""
+    """iterations, tolerance: of `cg`; without iterations the solve is exact. before: reads stand before the token's own pair."""
 
     scale: float
-    iterations: int
+    iterations: int | None
     tolerance: float
     before: bool
 
@@ -126,6 +127,35 @@ class Plan:
             grid, warps = (self.blocks, self.kind.sizes.HV), self.kind.options.solve_warps
             self.solves[heads, again] = solve_kernel.bind(grid, warps, **constants)
         return self.solves[heads, again]
+
+
+class Exact(NamedTuple):
+    """All that decides the launch of an exact solve. slots: chunks of all sequences. scaled: H comes divided by sizes. heads,
+    again: as for `solve`. log_decay, weight: axes, None where there is none."""
+
+    sizes: Sizes
+    chunk: int
+    slots: int
+    scaled: bool
+    heads: int
+    again: bool
+    log_decay: int | None
+    decay_dtype: torch.dtype | None
+    weight: int | None
+    packed: bool
+    before: bool
+    device: int
+
+
+@lru_cache(maxsize=1024)
+def exact(kind: Exact) -> Bound:
+    s = kind.sizes
+    constants = {
+        "HQ": kind.heads, "H": s.H, "HV": s.HV, "DK": s.dk, "BK": max(16, power_of_two(s.dk)), "C": kind.chunk,
+        "GATE": (NO_GATE if kind.log_decay is None else OF_CHANNEL if kind.log_decay in (2, 4) else OF_HEAD).value,
+        "WEIGHTED": kind.weight is not None, "READ_BEFORE": kind.before, "PACKED": kind.packed,
+    }  # fmt: skip
+    return solve_exactly_kernel.bind((kind.slots, s.HV), 8 if s.dk > 64 else 4, **constants)
 
 
 plan = lru_cache(maxsize=1024)(Plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .. import configs
 from ..launch import prepare
 from ..scalar_gate import run as scalar_gate
 from ..scalar_gate.plan import Rule
-from .plan import Form, Plan, kind_of, plan
+from .plan import Exact, Form, Plan, exact, kind_of, plan
 
 
 class Statistics(NamedTuple):
@@ -43,9 +43,13 @@ def statistics(p: Plan, k, log_decay, weight, first_H, cu_seqlens) -> tuple[Stat
     return Statistics(states, sizes, decays), last
 
 
-def solve(p: Plan, given: Statistics, q, k, weight, ridge, other, cu_seqlens, form: Form, scale: float) -> tuple[Tensor, Tensor | None]:
+def solve(
+    p: Plan, given: Statistics, q, k, log_decay, weight, ridge, other, cu_seqlens, form: Form, scale: float
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """x [B, T, Hv, dk], and with another right-hand side's solution -sum_t x_t other_t, [Hv, dk]."""
     s = p.kind.sizes
+    if form.iterations is None:
+        return solve_exactly(p, given.states, given.sizes, q, k, log_decay, weight, ridge, other, cu_seqlens, form, scale)
     x = k.new_empty((*k.shape[:2], s.HV, s.dk))
     dridge = None if other is None else k.new_empty((p.blocks, s.HV, s.dk), dtype=torch.float32)
     tolerance = max(form.tolerance, p.kind.options.finest)
@@ -53,6 +57,24 @@ def solve(p: Plan, given: Statistics, q, k, weight, ridge, other, cu_seqlens, fo
         q, k, given.states, given.sizes, given.decays, weight, ridge, x, other, dridge, cu_seqlens,
         s.N, s.T, p.blocks, scale, form.iterations, tolerance, p.weight_stride,
     )  # fmt: skip
+    return x, None if dridge is None else dridge.sum(0)
+
+
+def solve_exactly(
+    p: Any, H: Tensor, sizes: Tensor | None, q, k, log_decay, weight, ridge, other, cu_seqlens, form: Form, scale: float
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """What `solve` gives, of H before every chunk (of either plan's), divided by `sizes`."""
+    s, packed = p.kind.sizes, cu_seqlens is not None
+    slots = s.slots(p.kind.options.chunk, packed)
+    x = k.new_empty((*k.shape[:2], s.HV, s.dk))
+    dridge = None if other is None else k.new_empty((slots, s.HV, s.dk))
+    log_decay_axes, weight_axes = (None if x is None else x.ndim for x in (log_decay, weight))
+    kind = Exact(
+        s, p.kind.options.chunk, slots, sizes is not None, q.shape[2], other is not None, log_decay_axes,
+        None if log_decay is None else log_decay.dtype, weight_axes, packed, form.before, k.get_device(),
+    )  # fmt: skip
+    strides = (x.stride(1) if x is not None and x.ndim > 2 else 0 for x in (weight, log_decay))  # from token to token
+    exact(kind)(q, k, H, sizes, log_decay, weight, ridge, x, other, dridge, cu_seqlens, s.N, s.T, scale, *strides)
     return x, None if dridge is None else dridge.sum(0)
 
 
@@ -75,7 +97,7 @@ def forward(
         prepare()
     p = plan(kind_of(k, v, log_decay, weight, first_H, cu_seqlens, form.before))
     given, last_H = statistics(p, k, log_decay, weight, first_H, cu_seqlens)
-    x, _ = solve(p, given, q, k, weight, ridge, None, cu_seqlens, form, form.scale)
+    x, _ = solve(p, given, q, k, log_decay, weight, ridge, None, cu_seqlens, form, form.scale)
     del given
     HV, dv = v.shape[2:]
     config, segments, room = choose(k, dv, HV, cu_seqlens)
@@ -101,7 +123,7 @@ def backward(
 
     p = plan(kind_of(k, v, log_decay, weight, first_H, cu_seqlens, form.before))
     given, _ = statistics(p, k, log_decay, weight, first_H, cu_seqlens)
-    dq, dridge = solve(p, given, dx, k, weight, ridge, x, cu_seqlens, form, 1.0)
+    dq, dridge = solve(p, given, dx, k, log_decay, weight, ridge, x, cu_seqlens, form, 1.0)
     del given, dx
 
     # dH_t = -dq_t x_t^T: as if values k had been read with x, and -dq came back

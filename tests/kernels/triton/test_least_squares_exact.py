@@ -1,0 +1,269 @@
+"""Least squares solved exactly, and under a ridge that is forgotten: every gate, every read, against the chunk path in float64."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from torch import library
+
+import ttr
+from kernels.least_squares.problems import SPECS
+from ttr import testing
+from ttr.kernels.triton.eligible import why_not_triton
+from ttr.kernels.triton.least_squares import plan, run
+
+from ..cuda_graph import captured
+from .conftest import INTERPRETED
+from .direct import in_dtype, poisoned
+from .test_least_squares import check
+
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
+
+
+def declare(solver="cholesky", gate="none", read="after", decays=False, weight="sigmoid", ridge=1.0):
+    """The ridge as in `mesanet`, or smaller."""
+    regressor = {"kind": "least_squares", "weight": weight, "ridge": ridge, "ridge_floor": ridge / 4, "ridge_decays": decays}
+    return ttr.spec({"regressor": regressor, "optimizer": solver, "gate": gate, "read": read})
+
+
+MECHANISMS = {
+    "mesa": ttr.spec("mesa"),
+    "mesa, read before": declare("rls", read="before"),
+    "no gate": declare(),
+    "scalar": declare(gate="scalar"),
+    "scalar, read before": declare(gate="scalar", read="before"),
+    "vector": declare(gate="vector"),
+    "vector, read before": declare(gate="vector", read="before"),
+    "fixed gate, constant weight": declare(gate="fixed", weight=0.3),
+    "constant gate of a channel": declare(gate={"kind": "vector", "value": -0.2}),
+    "small ridge": declare(ridge=1e-2),
+}
+FORGOTTEN = {
+    f"{kind}, {gate}": declare(solver, gate, "before" if gate == "vector" else "after", True)
+    for (kind, solver), gate in product(
+        {"rls": "rls", "cholesky": "cholesky", "cg": {"kind": "cg", "iterations": 6}}.items(), ("scalar", "vector")
+    )
+}
+BOTH = pytest.mark.parametrize("name", ["mesa", "vector"])
+
+
+def weakly(case: testing.Inputs) -> testing.Inputs:
+    """Gates that leave between a tenth and all of the ridge at the end."""
+    given = case.tensors["log_decay"]
+    share = torch.rand(given.shape, generator=torch.Generator().manual_seed(0), dtype=given.dtype)
+    return replace(case, tensors={**case.tensors, "log_decay": -2 * share / given.shape[1]})
+
+
+def test_every_least_squares_declaration_has_a_kernel():
+    """All solvers, gates, ridges and reads of the conformance problems."""
+    for spec in map(ttr.spec, SPECS.values()):
+        assert why_not_triton(spec) is None, spec
+    assert len(SPECS) > 30
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_mechanism(name):
+    """Two chunks; two value heads a key head; extreme gates."""
+    check(testing.random_inputs(MECHANISMS[name], T=37, B=1, H=1, Hv=2, dk=16, dv=16, seed=len(name)))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_ridge_that_is_forgotten(name):
+    """As long as some of it is left."""
+    check(weakly(testing.random_inputs(FORGOTTEN[name], T=37, B=1, H=1, Hv=1, dk=16, dv=16, seed=len(name))))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_ridge_that_is_gone_leaves_all_finite(name):
+    """What extreme gates leave is lost to rounding."""
+    case = in_dtype(testing.random_inputs(FORGOTTEN[name], T=40, B=1, H=1, Hv=1, dk=16, dv=16, extreme=True), torch.float32)
+    for what, x in testing.evaluate(case, "triton").items():
+        assert x.isfinite().all(), what
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(
+    ("name", "T", "dk", "dv"), [("mesa", 70, 48, 32), ("no gate", 31, 16, 80), ("scalar", 33, 32, 16), ("vector", 1, 48, 16)]
+)
+def test_sizes(name, T, dk, dv):
+    check(testing.random_inputs(MECHANISMS[name], T=T, B=1, H=1, Hv=1, dk=dk, dv=dv, seed=T))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["mesa", "scalar, read before"])
+def test_the_definition(name):
+    check(testing.random_inputs(MECHANISMS[name], T=37, B=1, H=1, Hv=1, dk=16, dv=16), path="definition")
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["mesa", "no gate", "vector, read before"])
+def test_a_sequence_in_pieces(name):
+    check(testing.random_inputs(MECHANISMS[name], T=37, B=1, H=1, Hv=1, dk=16, dv=32, extreme=False), splits=(3,))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_the_scale_of_a_ridge_goes_on():
+    check(weakly(testing.random_inputs(FORGOTTEN["cholesky, scalar"], T=20, B=1, H=1, Hv=1, dk=16, dv=16)), splits=(3,))
+
+
+@pytest.mark.usefixtures("interpreter")
+@BOTH
+def test_the_state_goes_from_path_to_path(name):
+    case = in_dtype(testing.random_inputs(MECHANISMS[name], T=40, B=1, H=1, Hv=2, dk=16, dv=16, extreme=False), torch.float32)
+    expected, _ = testing.call(case, "chunk")
+    for first, second in (("chunk", "triton"), ("triton", "recurrent")):
+        _, state = testing.call(case.tokens(0, 21), first)
+        o, _ = testing.call(replace(case.tokens(21, 40), initial_state=state), second)
+        torch.testing.assert_close(o, expected[:, 21:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(("name", "lengths"), [("mesa", (20, 0, 3, 33)), ("scalar", (1, 18)), ("vector, read before", (5, 0, 18))])
+def test_packed_sequences(name, lengths):
+    case = testing.random_inputs(MECHANISMS[name], T=max(lengths), B=len(lengths), H=1, Hv=2, dk=16, dv=16)
+    check(testing.pack(case, lengths))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("log_decay", [0.0, -1e-3, -30.0, -100.0, float("-inf")])
+@pytest.mark.parametrize("name", ["scalar", "vector"])
+def test_one_gate_throughout(name, log_decay):
+    case = testing.random_inputs(MECHANISMS[name], T=20, B=1, H=1, Hv=1, dk=16, dv=16)
+    same = torch.full_like(case.tensors["log_decay"], log_decay)
+    check(replace(case, tensors={**case.tensors, "log_decay": same}))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@BOTH
+def test_16_bits_are_solved_in_float32(name, dtype):
+    """Also bf16, which is never a kernel's operand here."""
+    case = in_dtype(testing.random_inputs(MECHANISMS[name], T=37, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False), dtype)
+    o, state = testing.call(case, "triton")
+    exact, last = testing.call(case.to(torch.float64), "chunk")
+    assert o.dtype == dtype and testing.relative_error(o, exact) < torch.finfo(dtype).eps
+    assert max(testing.relative_error(x, last.weights[n]) for n, x in state.weights.items()) < 2e-5
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_correlated_keys_and_a_small_ridge():
+    check(testing.random_inputs(MECHANISMS["small ridge"], T=70, B=1, H=1, Hv=1, dk=32, dv=16, correlation=0.95))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_segments():
+    """Few heads, whose scan is cut, directly: with more chunks than the public call would make of so few tokens."""
+    T = 16 * 16 + 5
+    x = in_dtype(testing.random_inputs(MECHANISMS["no gate"], T=T, B=1, H=1, Hv=1, dk=16, dv=16), torch.float32).tensors
+    first, ridge, form, solved = torch.eye(16).expand(1, 1, 16, 16).contiguous(), torch.ones(1, 16), plan.Form(1.0, None, 0.0, False), []
+    for options in (plan.Options(16, 16, 4, 1, 4, 1e-7), plan.Options(64, 16, 4, 1, 4, 1e-7)):
+        p = plan.plan(plan.kind_of(x["k"], x["v"], None, x["weight"], first, None, False)._replace(options=options))
+        assert p.segments == (2 if options.chunk == 16 else 1)
+        with poisoned():
+            statistics, _ = run.statistics(p, x["k"], None, x["weight"], first, None)
+            solved.append(run.solve(p, statistics, x["q"], x["k"], None, x["weight"], ridge, None, None, form, 1.0)[0])
+    assert testing.relative_error(*solved) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what is no number
+@pytest.mark.usefixtures("interpreter")
+@BOTH
+def test_a_sequence_full_of_nan_spoils_no_neighbour(name):
+    case = testing.pack(testing.random_inputs(MECHANISMS[name], T=20, B=3, H=1, Hv=1, dk=16, dv=16, extreme=False), [13, 20, 10])
+    case = in_dtype(case, torch.float32)
+    nan = {n: t.clone() for n, t in case.tensors.items()}
+    nan["k"][:, 13:33] = float("nan")
+    clean, got = testing.call(case, "triton")[0], testing.call(replace(case, tensors=nan), "triton")[0]
+    assert got[:, 14:33].isnan().all()
+    assert torch.equal(torch.cat([got[:, :13], got[:, 33:]], 1), torch.cat([clean[:, :13], clean[:, 33:]], 1))
+
+
+@pytest.mark.usefixtures("interpreter")
+@BOTH
+def test_traced_whole(name):
+    case = in_dtype(testing.random_inputs(MECHANISMS[name], T=20, B=1, H=1, Hv=1, dk=16, dv=16, extreme=False), torch.float32)
+
+    def call(tensors, params):
+        o, state = testing.call(replace(case, tensors=tensors, params=params), "triton")
+        return o.square().sum() + sum(x.square().sum() for x in state.weights.values())
+
+    leaves, params = ({name: t.requires_grad_() for name, t in given.items()} for given in (case.tensors, case.params))
+    flat = [*leaves.values(), *params.values()]
+    eager = torch.autograd.grad(call(leaves, params), flat)
+    got = torch.autograd.grad(torch.compile(call, fullgraph=True, backend="aot_eager")(leaves, params), flat)
+    for a, b in zip(got, eager, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(("gate", "packed"), [("none", True), ("vector", False)])
+def test_opcheck(gate, packed):
+    """Without iterations."""
+    case = in_dtype(testing.random_inputs(declare(gate=gate), T=18, B=1 if packed else 2, H=1, Hv=1, dk=16, dv=16), torch.float32)
+    x, bounds = case.tensors, torch.tensor([0, 5, 5, 18], dtype=torch.int32) if packed else None
+    inputs = (x["q"], x["k"], x["v"], x.get("log_decay"), x["weight"], torch.rand(1, 16) + 0.5, None, None, bounds)
+    form, learned = (1.0, None, 0.0, False), gate != "none"
+    check = partial(library.opcheck, test_utils=["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"])
+    with poisoned():
+        check(torch.ops.ttr.least_squares_forward.default, (*inputs, *form, True, learned))
+        o, last_G, last_H, solved, saved = torch.ops.ttr.least_squares_forward.default(*inputs, *form, True, learned)
+        check(torch.ops.ttr.least_squares_backward.default, (o, last_G, last_H, *inputs, solved, saved, *form, learned))
+
+
+def test_heads_that_are_too_wide():
+    known = {"path": "triton", "device": "cuda", "dtype": torch.bfloat16}
+    with pytest.raises(ValueError, match=r"dk=144; with optimizer 'rls' least squares takes up to 128"):
+        ttr.select_path("mesa", dk=144, **known)
+    with pytest.raises(ValueError, match=r"dk=144; with a decaying ridge least squares takes up to 128"):
+        ttr.select_path(FORGOTTEN["cg, scalar"], dk=144, **known)
+    with pytest.raises(ValueError, match=r"dv=256 and the ridge's scale pass 256; choose dv up to 240"):
+        ttr.select_path(FORGOTTEN["cg, scalar"], dk=64, dv=256, **known)
+
+
+def test_recursive_least_squares_under_a_gate_carries_its_inverse():
+    """auto prefers accuracy to speed there; the kernels are asked for by name."""
+    assert ttr.select_path(FORGOTTEN["rls, scalar"], device="cuda")[0] == "recurrent"
+
+
+gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dk", "dv"), [(64, 64), (128, 128), (96, 64), (16, 48)])
+@pytest.mark.parametrize("name", ["mesa", "no gate", "scalar", "vector, read before"])
+def test_on_the_gpu(name, dk, dv, dtype):
+    case = testing.random_inputs(MECHANISMS[name], T=133, B=2, H=2, Hv=4, dk=dk, dv=dv, correlation=0.2)
+    check(case, 2e-5 if dtype == torch.float32 else 8e-3, dtype, "cuda")
+
+
+@gpu
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_ridge_that_is_forgotten_on_the_gpu(name):
+    check(weakly(testing.random_inputs(FORGOTTEN[name], T=133, B=1, H=1, Hv=2, dk=64, dv=64)), device="cuda")
+
+
+@gpu
+@pytest.mark.parametrize("lengths", [(5, 0, 64, 1, 133, 70), (2000,)], ids=str)
+@BOTH
+def test_packed_on_the_gpu(name, lengths):
+    """Few heads and many tokens: the scan is cut."""
+    case = testing.random_inputs(MECHANISMS[name], T=max(lengths), B=len(lengths), H=1, Hv=2, dk=64, dv=64, extreme=False, correlation=0.2)
+    check(testing.pack(case, lengths), device="cuda")
+
+
+@gpu
+def test_forward_is_captured_by_a_cuda_graph():
+    """Nothing asks the host, neither for the sequences' bounds nor whether a matrix had an inverse."""
+    case = in_dtype(testing.random_inputs("mesa", T=141, B=2, H=2, Hv=2, dk=64, dv=64), torch.float32, "cuda")
+    fresh = case.tensors["q"].flip(1)
+    with torch.no_grad():
+        graph, (o, _) = captured(lambda: testing.call(case, "triton"))
+        case.tensors["q"].copy_(fresh)
+        graph.replay()
+        assert torch.equal(o, testing.call(case, "triton")[0])
