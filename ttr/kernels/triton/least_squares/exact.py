@@ -29,16 +29,18 @@ def inverse(M, channels, count):
 
 
 @triton.jit
-def solved(M, ridge, query, channels, DK: tl.constexpr, GATE: tl.constexpr):
-    """x of one query: by the inverse, which M is where there is no gate."""
+def solved(H, P, ridge, query, channels, DK: tl.constexpr, GATE: tl.constexpr):
+    """x of one query, and once more of what is left of it: under a small ridge P is large and much cancels."""
     if GATE != NO_GATE:
-        M = inverse(with_ridge(M, ridge, channels), channels, DK)
-    return tl.sum(M * query[None, :], 1)
+        P = inverse(with_ridge(H, ridge, channels), channels, DK)
+    x = tl.sum(P * query[None, :], 1)
+    left = query - tl.sum(H * x[None, :], 1) - ridge * x
+    return x + tl.sum(P * left[None, :], 1)
 
 
 @triton.jit
-def with_ridge(M, ridge, channels):
-    return M + tl.where(channels[:, None] == channels[None, :], ridge[:, None], 0.0)
+def with_ridge(H, ridge, channels):
+    return H + tl.where(channels[:, None] == channels[None, :], ridge[:, None], 0.0)
 
 
 @kernel("N T scale weight_stride decay_stride")
@@ -49,8 +51,8 @@ def solve_exactly_kernel(
 ):  # fmt: skip
     """One chunk and value head a program, all in float32: x_t = scale (H_t + Lambda)^-1 q_t, H_t carried from token to token.
 
-        no gate    P = (H_0 + Lambda)^-1 once, then Sherman and Morrison: P <- P - w (P k)(P k)^T / (1 + w <k, P k>)
-        a gate     H <- e H e + w k k^T, e the square root of the decay, and an inverse at every token
+        H <- e H e + w k k^T,  P = (H + Lambda)^-1, e the square root of the decay; without a gate P once, and from token to
+        token Sherman and Morrison's P <- P - w (P k)(P k)^T / (1 + w <k, P k>)
 
     states, sizes: H before every chunk, [chunks, Hv, dk, dk], divided by `sizes` [chunks, Hv], if that is not None. log_decay:
     [Hv] or [tokens, Hv], with [.., dk] of a channel. ridge, x, other, dridge: of `solve_kernel`.
@@ -68,11 +70,10 @@ def solve_exactly_kernel(
             tl.store(dridge + place * DK + channels, given, mask=there)
         return
     own = tl.load(ridge + head * DK + channels, mask=there, other=1.0)
-    M = load_block(states + place * DK * DK, channels, channels, DK, DK)
+    gram = load_block(states + place * DK * DK, channels, channels, DK, DK)
     if sizes is not None:
-        M *= tl.load(sizes + place)
-    if GATE == NO_GATE:
-        M = inverse(with_ridge(M, own, channels), channels, DK)
+        gram *= tl.load(sizes + place)
+    P = inverse(with_ridge(gram, own, channels), channels, DK) if GATE == NO_GATE else gram
 
     for t in range(tl.minimum(length - chunk * C, C)):
         token = first + chunk * C + t
@@ -80,20 +81,19 @@ def solve_exactly_kernel(
         key = tl.load(k + (token * H + head // (HV // H)) * DK + channels, mask=there, other=0.0)
         w = tl.load(weight + token * weight_stride + head) if WEIGHTED else 1.0
         if READ_BEFORE:
-            solution = solved(M, own, query, channels, DK, GATE)
+            solution = solved(gram, P, own, query, channels, DK, GATE)
         if GATE == NO_GATE:
-            moved = tl.sum(M * key[None, :], 1)
-            M -= (moved * (w / (1.0 + w * tl.sum(moved * key, 0))))[:, None] * moved[None, :]
+            moved = tl.sum(P * key[None, :], 1)
+            P -= (moved * (w / (1.0 + w * tl.sum(moved * key, 0))))[:, None] * moved[None, :]
+        elif GATE == OF_HEAD:
+            gram *= tl.exp2(tl.load(log_decay + token * decay_stride + head) * LOG2E)
         else:
-            decay = log_decay + token * decay_stride
-            if GATE == OF_HEAD:
-                M *= tl.exp2(tl.load(decay + head) * LOG2E)
-            else:
-                root = tl.exp2(tl.load(decay + head * DK + channels, mask=there, other=0.0).to(tl.float32) * (0.5 * LOG2E))
-                M *= root[:, None] * root[None, :]
-            M += (w * key)[:, None] * key[None, :]
+            decay = tl.load(log_decay + token * decay_stride + head * DK + channels, mask=there, other=0.0).to(tl.float32)
+            root = tl.exp2(decay * (0.5 * LOG2E))
+            gram *= root[:, None] * root[None, :]
+        gram += (w * key)[:, None] * key[None, :]
         if not READ_BEFORE:
-            solution = solved(M, own, query, channels, DK, GATE)
+            solution = solved(gram, P, own, query, channels, DK, GATE)
         at = (token * HV + head) * DK + channels
         tl.store(x + at, solution, mask=there)
         if dridge is not None:
