@@ -10,7 +10,7 @@ import torch
 
 from .constant import constant
 from .kernels.paths import PATHS
-from .kernels.triton.eligible import in_float32, why_not_chunks, why_not_machine, why_not_triton
+from .kernels.triton.eligible import in_float32, why_not_chunks, why_not_machine, why_not_run, why_not_triton
 from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .operands import operands_of
@@ -142,7 +142,8 @@ def why_not_kernels(
     why = why_not_triton(spec) or why_not_sizes(spec, dtype, dk, dv)
     if why is not None or device is None:
         return why
-    return why_not_machine(device, capability, None if in_float32(spec) else dtype)
+    why = why_not_machine(device, capability, None if in_float32(spec) else dtype)
+    return why_not_run(spec) if why is None and device == "cuda" else why
 
 
 def _torch_targets(spec) -> dict[str, str]:

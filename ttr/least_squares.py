@@ -115,16 +115,18 @@ class Statistics:
     def of(cls, state: State) -> Statistics:
         w = state.weights
         if "P" in w:
-            H = symmetric(torch.linalg.inv_ex(symmetric(w["P"]))[0])  # inv would have the host wait for whether it went well
-            return cls(H @ w["W"], H, torch.zeros_like(H[..., 0]))
+            with torch.autocast(w["P"].device.type, enabled=False):  # a memory is float32 and stays it
+                H = symmetric(inverse(symmetric(w["P"])))
+                return cls(H @ w["W"], H, torch.zeros_like(H[..., 0]))
         scale = w.get("ridge_scale")
         return cls(w["G"], symmetric(w["H"]), torch.ones_like(w["H"][..., 0]) if scale is None else scale)
 
     def state(self, spec: Spec, ridge: Tensor) -> State:
         """In the form that `initial_state` has. ridge: Lambda, [H, dk]."""
         if carries_inverse(spec):
-            P = symmetric(torch.linalg.inv_ex(self.H + torch.diag_embed(ridge_now(spec, ridge, self.scale)))[0])
-            weights = {"W": P @ self.G, "P": P}
+            with torch.autocast(self.H.device.type, enabled=False):
+                P = symmetric(inverse(self.H + torch.diag_embed(ridge_now(spec, ridge, self.scale))))
+                weights = {"W": P @ self.G, "P": P}
         else:
             weights = {"G": self.G, "H": self.H}
             if carries_scale(spec):
@@ -134,6 +136,11 @@ class Statistics:
 
 def symmetric(x: Tensor) -> Tensor:
     return (x + x.mT) / 2
+
+
+def inverse(x: Tensor) -> Tensor:
+    """Raises on a CPU where there is none; on a GPU the host would wait to know."""
+    return torch.linalg.inv_ex(x, check_errors=x.device.type == "cpu")[0]
 
 
 def ridge_now(spec: Spec, ridge: Tensor, scale: Tensor) -> Tensor:

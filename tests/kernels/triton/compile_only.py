@@ -33,6 +33,7 @@ from ttr.kernels.triton.mini_batch import masks
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.recurrent import run as recurrent
 from ttr.kernels.triton.scalar_gate import plan, run
+from ttr.kernels.triton.shapes import sizes_of
 from ttr.kernels.triton.short_conv import function as short_conv
 from ttr.kernels.triton.two_layers import run as two_layers
 from ttr.kernels.triton.two_slots import run as two_slots
@@ -274,7 +275,7 @@ EXACT_SUBSET = EXACT[:3]
 
 
 def exact_solves(dk: int, gate: str) -> list[tuple]:
-    """Both solves, exactly: all of them in float32."""
+    """All of them in float32."""
     found = []
 
     def record(kernel, *args, grid, warmup, **kwargs):
@@ -284,10 +285,8 @@ def exact_solves(dk: int, gate: str) -> list[tuple]:
         B, T, H = 8, 2048, 16
         q, numbers, states = torch.empty(B, T, H, dk), torch.empty(B, T, H), torch.empty(B * T // 32 * H, dk, dk)
         decay = {"none": None, "head": numbers, "channel": q}[gate]
-        p = solving.plan(solving.kind_of(q, q, None, numbers, None, None, False)._replace(arch="sm_90"))
-        for other in (None, q):
-            given = p, states, None if gate == "channel" else numbers, q, q, decay, numbers, torch.empty(H, dk), other, None
-            least_squares.solve_exactly(*given, solving.Form(1.0, None, 0.0, False), 1.0)
+        given = sizes_of(q, q, None), 32, states, None if gate == "channel" else numbers, q, q, decay, numbers, torch.empty(H, dk), None
+        least_squares.solve_exactly(*given, solving.Form(1.0, None, 0.0, False), 1.0)
     return found
 
 

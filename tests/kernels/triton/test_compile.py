@@ -105,10 +105,10 @@ SPILLS: dict[str, int] = {
     # fills a multiprocessor with two programs, where eight warps spill nothing and leave room for one
     "least squares 128 2 solve_kernel": 240,
     "least squares 256 2 solve_kernel": 784,
-    # solved exactly: H and its inverse
-    "exact 128 none solve_exactly_kernel": 48,
-    "exact 128 head solve_exactly_kernel": 328,
-    "exact 128 channel solve_exactly_kernel": 304,
+    # solved exactly: H, and what elimination makes of it
+    "exact 128 none solve_exactly_kernel": 176,
+    "exact 128 head solve_exactly_kernel": 176,
+    "exact 128 channel solve_exactly_kernel": 176,
     # a decay a channel: a factor a token and channel beside that, and where its chunks are far, the rounds; gradients as of gla
     "least squares by channel 128 2 gram_kernel": 16,
     "least squares by channel 128 2 solve_near_kernel": 536,

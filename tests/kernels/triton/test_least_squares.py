@@ -175,7 +175,7 @@ def test_segments(gate):
 def test_a_launch_is_for_the_same_arguments_to_be_none():
     """Forward gives no solution of another right-hand side, backward does: two launches, also where all heads are equal."""
     p = plan.plan(plan.kind_of(*[torch.empty(1, 16, 2, 16)] * 2, None, None, None, None, False))
-    assert p.solve(2, False) is not p.solve(2, True) and p.solve(2, False) is p.solve(2, False)
+    assert p.solve(2, False, False) is not p.solve(2, True, False) and p.solve(2, False, True) is p.solve(2, False, True)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what is no number

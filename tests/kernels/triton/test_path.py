@@ -12,15 +12,15 @@ from ttr import registry, testing
 from ttr.kernels.triton import eligible, sizes
 from ttr.kernels.triton.eligible import why_not_chunks, why_not_triton
 
-KERNEL, EVENTS = None, "one event at a time"
-# preset -> None (kernels over chunks), EVENTS (a kernel, not what auto takes), or a part of the reason for which the kernels do not serve it
+KERNEL, EVENTS, UNRUN = None, "one event at a time", "no GPU has run the kernels yet"
+# preset -> None (kernels over chunks), EVENTS (a kernel, not what auto takes), UNRUN (kernels, refused on a GPU), or a part of the reason for which the kernels do not serve it
 PRESETS = {
     "deltanet": KERNEL, "gated_deltanet": KERNEL, "deltaproduct": KERNEL, "gated_deltaproduct": KERNEL, "lightning": KERNEL,
     "linear_attention": KERNEL,
     "linear_attention_unnormalised": KERNEL, "mamba2": KERNEL, "mlstm": KERNEL, "retnet": KERNEL,
     "gla": KERNEL, "kda": KERNEL, "rwkv7": KERNEL,
     "longhorn": EVENTS, "momentum_deltanet": KERNEL,
-    "mesa": KERNEL, "mesanet": KERNEL,
+    "mesa": UNRUN, "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
     "lact": "optimizer.accumulate=true",
@@ -31,8 +31,7 @@ PRESETS = {
 DELTA = ttr.spec({"optimizer": "delta"})
 
 
-def test_every_preset_is_served_or_the_reason_is_said(monkeypatch):
-    monkeypatch.setattr(sizes, "interpreted", lambda: True)  # and what no GPU has run yet
+def test_every_preset_is_served_or_the_reason_is_said():
     assert sorted(PRESETS) == sorted(ttr.presets())
     for name, reason in PRESETS.items():
         spec = ttr.spec(name)
@@ -45,6 +44,9 @@ def test_every_preset_is_served_or_the_reason_is_said(monkeypatch):
         elif reason is EVENTS:
             assert why is None and path == "triton" and "one event at a time, for none goes over chunks" in said, said
             assert reason in ttr.select_path(spec, path="triton")[1]
+        elif reason is UNRUN:
+            assert why is None and path == "chunk" and reason in said, said
+            assert ttr.select_path(spec, path="triton")[0] == "triton", "on whichever device"
         else:
             assert why is not None and reason in why, (name, why)
             assert path == ttr.select_path(spec)[0]
@@ -233,15 +235,6 @@ def test_sizes_that_no_gpu_has_seen_right_in_16_bits_are_refused(name, monkeypat
     with pytest.raises(ValueError, match=why):
         ttr.select_path(spec, path="triton", dtype=torch.bfloat16, dk=d, dv=d)
     assert ttr.select_path(spec, path="triton", dtype=torch.float32, dk=d, dv=d)[0] == "triton"
-
-
-@pytest.mark.parametrize("name", ["mesa", ttr.spec("mesanet", optimizer="cholesky")])
-def test_what_no_gpu_has_run_is_refused(name, monkeypatch):
-    monkeypatch.setattr(sizes, "interpreted", lambda: False)
-    for device in (None, "cuda"):
-        with pytest.raises(ValueError, match=r"optimizer '(rls|cholesky)': no GPU has run the kernel that solves exactly yet"):
-            ttr.select_path(name, path="triton", device=device, dtype=torch.float16, dk=32, dv=32)
-    assert ttr.select_path(name, device="cuda", dtype=torch.float16, dk=32, dv=32)[0] == "chunk"
 
 
 @pytest.mark.parametrize(

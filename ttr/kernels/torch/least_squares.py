@@ -59,7 +59,7 @@ def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
     ridge = ridge_now(spec, events.ridge[None, :, None, None], scale)
     form = ScalarGram() if roots is None else ChannelGram(before)
     theta = form.theta(k, weight, roots or decays, starts.H, ridge)
-    x = implicit_solve(q, form.product, _solver(spec, form), theta)
+    x = implicit_solve(q, form.product, _solver(spec, form, q.device), theta)
     o = gated_read(x, k, weight * v, decays, starts.G)
     return o.flatten(2, 3)[:, :, :T], last.state(spec, events.ridge)
 
@@ -85,7 +85,7 @@ def _between_chunks(
     return Statistics(*before_each), Statistics(G, H, scale)
 
 
-def _solver(spec: Spec, form: ScalarGram | ChannelGram):
+def _solver(spec: Spec, form: ScalarGram | ChannelGram, device: torch.device):
     """(q [N, H, chunks, C, dk], *theta) -> x."""
     optimizer = spec.optimizer
 
@@ -98,7 +98,8 @@ def _solver(spec: Spec, form: ScalarGram | ChannelGram):
 
     if optimizer.kind == "cg":
         return iterate
-    return partial(_without_gate, spec.read.at == "before") if not spec.gate.decays and _never_negative(spec) else exact
+    rooted = not spec.gate.decays and _never_negative(spec) and device.type != "mps"  # which has no float64
+    return partial(_without_gate, spec.read.at == "before") if rooted else exact
 
 
 def _never_negative(spec: Spec) -> bool:
@@ -113,21 +114,23 @@ def _without_gate(before: bool, q: Tensor, *theta: Tensor) -> Tensor:
         x_t = P q_t - P B_t^T (I + B_t P B_t^T)^-1 B_t P q_t,     P = M_0^-1
 
     and as B_t are the first rows of B, I + B_t P B_t^T has the first rows of one Cholesky factor L of all: L^-1 B P q without the
-    rows behind t, then L^-T. Under a small ridge P is large and much cancels, so what is left of q is solved for once more.
+    rows behind t, then L^-T. Under a small ridge P is large and much of it cancels in x, so all is in float64, and what is left of
+    q is solved for once more.
     """
+    theta = tuple(x.double() for x in theta)
     H, _, pairs, k, ridge = theta
     P = symmetric(torch.linalg.inv_ex(H + torch.diag_embed(ridge[..., 0, :].expand(H.shape[:-1])))[0])
     B = pairs[..., -1, :, None].sqrt() * k  # the last row has all weights; one that it lacks, nobody reads
     BP = B @ P
-    L = torch.linalg.cholesky_ex(torch.eye(k.shape[-2], dtype=k.dtype, device=k.device) + BP @ B.mT)[0]
+    L = torch.linalg.cholesky_ex(torch.eye(k.shape[-2], dtype=P.dtype, device=P.device) + BP @ B.mT)[0]
 
     def solved(q: Tensor) -> Tensor:
         x = q @ P
         y = torch.linalg.solve_triangular(L, B @ x.mT, upper=False).triu(1 if before else 0)  # rows s, columns t
         return x - torch.linalg.solve_triangular(L.mT, y, upper=True).mT @ BP
 
-    x = solved(q)
-    return x + solved(q - ScalarGram.product(x, *theta))
+    x = solved(q.double())
+    return (x + solved(q.double() - ScalarGram.product(x, *theta))).to(q.dtype)
 
 
 def _solve(spec: Spec, M: Tensor, q: Tensor) -> Tensor:

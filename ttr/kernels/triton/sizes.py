@@ -41,8 +41,6 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
     if dv is not None and dv + pad_of(spec, dv) > largest:
         what = "the ridge's scale" if squares else "the normaliser's channel"
         return f"dv={dv} and {what} pass {largest}; choose dv up to {largest - 16}"
-    if squares and spec.optimizer.kind != "cg" and not interpreted():
-        return f"optimizer {spec.optimizer.kind!r}: no GPU has run the kernel that solves exactly yet"
     return _why_not_run(spec, dtype, dk, dv) if deep and dtype is not None and dtype.itemsize == 2 and not interpreted() else None
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....least_squares import Statistics, carries_inverse, ridge_now, ridge_of
+from ....least_squares import Statistics, carries_inverse, least_scale, ridge_now, ridge_of
+from ....spec import Spec
 from ....state import State
 from ...arguments import Call
 from ...padded import initial
@@ -22,9 +25,6 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
 
     In 16 bits conjugate gradients run on operands in fp16, whatever the inputs, with H scaled to it: H is within 2^-12 of itself,
     which the condition of H + Lambda magnifies in x. All else is in float32 (`in_float32`).
-
-    A ridge that decays does so as the past in H does, so it is carried within H, and the least that is to stay of it beside H; its
-    scale decays as a value channel of G does that nothing is written to, so it is one.
     """
     v, spec, (B, T, _, Hv, dk, dv) = call.v, call.spec, call.sizes
     cu_seqlens, device, n = call.cu_seqlens, v.device, B
@@ -33,6 +33,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     params = {name: p.float() for name, p in call.params.items()}
     inverse, pad = carries_inverse(spec), pad_of(spec, dv)
     ridge = beside = ridge_of(spec, params, torch.empty((), device=device))
+    log_decay = log_decay_of(call) if spec.gate.per_key else as_numbers(decay_of(call), Hv)
     first_G = first_H = None
     if call.initial_state is not None or T == 0 or n == 0 or inverse or pad:
         state = initial(call.initial_state, spec, params, n, Hv, dk, dv, torch.float32, device)
@@ -40,15 +41,15 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
             return v.new_zeros(B, T, Hv, dv), state
         start = Statistics.of(state)
         first_G, first_H = start.G.contiguous(), start.H
-        if inverse or pad:
-            first_H = first_H + torch.diag_embed(start.scale * ridge)
-            beside = ridge_now(spec, ridge, torch.zeros_like(ridge)).detach()
-        if pad:
+        if inverse:
+            beside = ridge_now(spec, ridge, start.scale[0])
+        if pad:  # s decays as a value channel of G does that nothing is written to, and s Lambda as H does: so they go along
             first_G = torch.cat([first_G, F.pad(start.scale[..., None], (0, pad - 1))], -1)
+            first_H = first_H + torch.diag_embed(start.scale * ridge)
+            beside = ridge * _lacking(spec, start.scale, log_decay, cu_seqlens, call.q.shape[:2])
     if in_float32(spec):
         dtype = torch.float32
     q, k, wide = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in (call.q, call.k, F.pad(v, (0, pad)) if pad else v))
-    log_decay = log_decay_of(call) if spec.gate.per_key else as_numbers(decay_of(call), Hv)
     given = call.signals["weight"]
     weight = None if isinstance(given, float) and given == 1.0 else as_numbers(per_head(given, call), Hv)
     optimizer = spec.optimizer
@@ -63,3 +64,23 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     else:
         scale = torch.zeros_like(last_H[..., 0]) if inverse else torch.ones_like(last_H[..., 0])
     return o if o.dtype == v.dtype else o.to(v.dtype), Statistics(last_G, last_H, scale).state(spec, ridge)
+
+
+def _lacking(spec: Spec, start: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, tokens: tuple[int, ...]) -> Tensor:
+    """What the ridge's scale s_t lacks of the least it may be, where it is read: [B, T, Hv, dk]. start: [N, Hv, dk]."""
+    least = least_scale(torch.float32)
+    if log_decay is None:
+        return (least - start[:, None]).clamp(min=0).expand(*tokens, *start.shape[1:])
+    d = 1 + (log_decay.ndim in (2, 4))
+    x = log_decay.double().clamp(min=math.log(least) - 10)  # more is all of it, and infinities have no differences
+    x = x.expand(*tokens, *x.shape[-d:]) if x.ndim == d else x
+    x = x if d == 2 else x[..., None]
+    summed = x.cumsum(1)
+    before = summed - x
+    read = before if spec.read.at == "before" else summed
+    start = start[:, None]
+    if cu_seqlens is not None:
+        token = torch.arange(tokens[1], device=x.device)
+        sequence = torch.searchsorted(cu_seqlens[1:].long(), token, right=True)
+        read, start = read - before[:, cu_seqlens[sequence].long()], start[sequence, 0][None]
+    return (least - start * read.exp().float()).clamp(min=0)

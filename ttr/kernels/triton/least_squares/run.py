@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from .. import configs
 from ..launch import prepare
 from ..scalar_gate import run as scalar_gate
 from ..scalar_gate.plan import Rule
+from ..shapes import Sizes
 from .plan import Exact, Form, Plan, exact, kind_of, plan
 
 
@@ -46,36 +47,42 @@ def statistics(p: Plan, k, log_decay, weight, first_H, cu_seqlens) -> tuple[Stat
 def solve(
     p: Plan, given: Statistics, q, k, log_decay, weight, ridge, other, cu_seqlens, form: Form, scale: float
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """x [B, T, Hv, dk], and with another right-hand side's solution -sum_t x_t other_t, [Hv, dk]."""
-    s = p.kind.sizes
+    """x [B, T, Hv, dk], and with another right-hand side's solution -x_t other_t, as `ridge` is."""
+    s, one = p.kind.sizes, ridge.ndim == 2
     if form.iterations is None:
-        return solve_exactly(p, given.states, given.sizes, q, k, log_decay, weight, ridge, other, cu_seqlens, form, scale)
+        x = solve_exactly(s, p.kind.options.chunk, given.states, given.sizes, q, k, log_decay, weight, ridge, cu_seqlens, form, scale)
+        return x, of_ridges(x, other, one)
     x = k.new_empty((*k.shape[:2], s.HV, s.dk))
-    dridge = None if other is None else k.new_empty((p.blocks, s.HV, s.dk), dtype=torch.float32)
+    again = one and other is not None
+    dridge = k.new_empty((p.blocks, s.HV, s.dk), dtype=torch.float32) if again else None
     tolerance = max(form.tolerance, p.kind.options.finest)
-    p.solve(q.shape[2], other is not None)(
-        q, k, given.states, given.sizes, given.decays, weight, ridge, x, other, dridge, cu_seqlens,
+    p.solve(q.shape[2], again, not one)(
+        q, k, given.states, given.sizes, given.decays, weight, ridge, x, other if again else None, dridge, cu_seqlens,
         s.N, s.T, p.blocks, scale, form.iterations, tolerance, p.weight_stride,
     )  # fmt: skip
-    return x, None if dridge is None else dridge.sum(0)
+    return x, of_ridges(x, other, one) if dridge is None else dridge.sum(0)
 
 
 def solve_exactly(
-    p: Any, H: Tensor, sizes: Tensor | None, q, k, log_decay, weight, ridge, other, cu_seqlens, form: Form, scale: float
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """What `solve` gives, of H before every chunk (of either plan's), divided by `sizes`."""
-    s, packed = p.kind.sizes, cu_seqlens is not None
-    slots = s.slots(p.kind.options.chunk, packed)
-    x = k.new_empty((*k.shape[:2], s.HV, s.dk))
-    dridge = None if other is None else k.new_empty((slots, s.HV, s.dk))
-    log_decay_axes, weight_axes = (None if x is None else x.ndim for x in (log_decay, weight))
+    s: Sizes, chunk: int, H: Tensor, sizes: Tensor | None, q, k, log_decay, weight, ridge, cu_seqlens, form: Form, scale: float
+) -> Tensor:  # fmt: skip
+    """x, of H before every chunk, divided by `sizes` if they are given. All but the decay is in float32."""
+    x = torch.empty((*k.shape[:2], s.HV, s.dk), dtype=torch.float32, device=k.device)
+    log_decay_axes, weight_axes = (None if given is None else given.ndim for given in (log_decay, weight))
     kind = Exact(
-        s, p.kind.options.chunk, slots, sizes is not None, q.shape[2], other is not None, log_decay_axes,
-        None if log_decay is None else log_decay.dtype, weight_axes, packed, form.before, k.get_device(),
+        s, chunk, sizes is not None, q.shape[2], log_decay_axes, None if log_decay is None else log_decay.dtype, weight_axes,
+        cu_seqlens is not None, form.before, k.get_device(),
     )  # fmt: skip
-    strides = (x.stride(1) if x is not None and x.ndim > 2 else 0 for x in (weight, log_decay))  # from token to token
-    exact(kind)(q, k, H, sizes, log_decay, weight, ridge, x, other, dridge, cu_seqlens, s.N, s.T, scale, *strides)
-    return x, None if dridge is None else dridge.sum(0)
+    strides = s.HV if weight_axes == 3 else 0, {3: s.HV, 4: s.HV * s.dk}.get(log_decay_axes or 0, 0), s.HV * s.dk if ridge.ndim == 4 else 0
+    exact(kind)(q, k, H, sizes, log_decay, weight, ridge, x, cu_seqlens, s.N, s.T, scale, *strides)
+    return x
+
+
+def of_ridges(x: Tensor, other: Tensor | None, one: bool) -> Tensor | None:
+    """-x_t other_t, of every token or of all."""
+    if other is None:
+        return None
+    return -(x * other).sum((0, 1)) if one else -(x * other)
 
 
 def for_each_memory(k: Tensor, HV: int) -> Tensor:
