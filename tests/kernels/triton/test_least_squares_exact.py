@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from ttr import choice, testing
 from ttr import least_squares as definition
 from ttr.kernels.torch import least_squares as torch_paths
 from ttr.kernels.triton.eligible import why_not_triton
+from ttr.kernels.triton.least_squares.path import lacking
 
 from ..cuda_graph import captured
 from .conftest import INTERPRETED
@@ -95,6 +96,26 @@ def test_a_ridge_that_is_gone(name, packed, monkeypatch):
         assert got[what].isfinite().all(), what
         if what != "d log_decay":  # a difference of which float32 keeps nothing
             assert error <= max(1e-4, 4 * max(x[what] for x in own)), (what, error, own)
+
+
+@pytest.mark.parametrize("gate", ["scalar", "vector"])
+@pytest.mark.parametrize("read", ["after", "before"])
+@pytest.mark.parametrize("bounds", [None, (0, 5, 5, 23)], ids=str)
+def test_what_a_ridge_lacks(gate, read, bounds):
+    """The least scale less s_t, where s_t is below; around there, and past infinite decays."""
+    n, generator = 1 if bounds is None else len(bounds) - 1, torch.Generator().manual_seed(0)
+    decay = -3 * torch.rand(1, 23, 2, *((4,) if gate == "vector" else ()), generator=generator)
+    decay[:, 20] = -float("inf")
+    start = torch.rand(n, 2, 4, generator=generator)
+    got = lacking(declare("cholesky", gate, read, True), start, decay, None if bounds is None else torch.tensor(bounds), (1, 23))
+    least = definition.least_scale(torch.float32)
+    for i, (first, end) in enumerate(pairwise(bounds or (0, 23))):
+        scale = start[i].double()
+        for t in range(first, end):
+            before, scale = scale, scale * decay[0, t].double().exp().reshape(2, -1)
+            expected = (least - (before if read == "before" else scale)).clamp(min=0)
+            torch.testing.assert_close(got[0, t].double(), expected, rtol=1e-3, atol=1e-10)
+    assert 0 < (got == 0).sum() < got.numel()
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -46,7 +46,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         if pad:  # s decays as a value channel of G does that nothing is written to, and s Lambda as H does: so they go along
             first_G = torch.cat([first_G, F.pad(start.scale[..., None], (0, pad - 1))], -1)
             first_H = first_H + torch.diag_embed(start.scale * ridge)
-            beside = ridge * _lacking(spec, start.scale, log_decay, cu_seqlens, call.q.shape[:2])
+            beside = ridge * lacking(spec, start.scale, log_decay, cu_seqlens, call.q.shape[:2])
     if in_float32(spec):
         dtype = torch.float32
     q, k, wide = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in (call.q, call.k, F.pad(v, (0, pad)) if pad else v))
@@ -66,7 +66,7 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     return o if o.dtype == v.dtype else o.to(v.dtype), Statistics(last_G, last_H, scale).state(spec, ridge)
 
 
-def _lacking(spec: Spec, start: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, tokens: tuple[int, ...]) -> Tensor:
+def lacking(spec: Spec, start: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, tokens: tuple[int, ...]) -> Tensor:
     """What the ridge's scale s_t lacks of the least it may be, where it is read: [B, T, Hv, dk]. start: [N, Hv, dk]."""
     least = least_scale(torch.float32)
     if log_decay is None:
