@@ -58,12 +58,12 @@ def solve_kernel(
         p = unpacked(carried, OPERAND)
         scores = product(p, tl.trans(key), PRECISION).to(OPERAND) * pairs
         y = tl.dot(scores, key, acc=product(p, past, PRECISION) * kept[:, None], input_precision=PRECISION)
-        direction = p.to(tl.float32)
         if RIDGES:
-            y += direction * load_rows(ridge + head * DK, token, i, valid, keys, HV * DK, DK, BK) * power
+            own = load_rows(ridge + head * DK, token, i, valid, keys, HV * DK, DK, BK)
         else:
             own = tl.load(ridge + head * DK + keys, mask=keys < DK, other=1.0)  # every time: registers are short
-            y += direction * (own * power)[None, :]
+        direction = p.to(tl.float32)
+        y += direction * (own * power if RIDGES else (own * power)[None, :])
         solution, r, now, carried = moved(solution, r, now, least, direction, y, power, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))

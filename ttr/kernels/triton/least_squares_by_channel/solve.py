@@ -53,13 +53,12 @@ def solve_near_kernel(
         looked = p * factor
         scores = tl.where(seen, product(looked, tl.trans(key), PRECISION), 0.0)  # what is not seen may be past fp16
         y = tl.dot((scores * b[None, :]).to(OPERAND), key, acc=product(looked, past, PRECISION) * kept, input_precision=PRECISION)
-        direction = p.to(tl.float32)
         if RIDGES:
             own = load_rows(ridge + head * DK, first + chunk * C, i, chunk * C + i < length, channels, HV * DK, DK, BK)
-            y = y * factor.to(tl.float32) + direction * own * power
         else:
             own = tl.load(ridge + head * DK + channels, mask=channels < DK, other=1.0)
-            y = y * factor.to(tl.float32) + direction * (own * power)[None, :]
+        direction = p.to(tl.float32)
+        y = y * factor.to(tl.float32) + direction * (own * power if RIDGES else (own * power)[None, :])
         solution, r, now, carried = moved(solution, r, now, least, direction, y, power, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))
