@@ -10,7 +10,7 @@ import torch
 
 from .constant import constant
 from .kernels.paths import PATHS
-from .kernels.triton.eligible import why_not_chunks, why_not_machine, why_not_triton
+from .kernels.triton.eligible import in_float32, why_not_chunks, why_not_machine, why_not_run, why_not_triton
 from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .operands import operands_of
@@ -112,6 +112,8 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     if device == "cpu" or why_not_kernels(spec, device=device, **known) is not None:
         return possible
     kernels = {"triton": _kernels(spec)}
+    if next(iter(possible)) == "recurrent" and spec.regressor.family == "least_squares":  # `rls` under a gate
+        return {"recurrent": possible["recurrent"], **kernels, **possible}
     if not (is_linear(spec) and why_not_chunks(spec) is not None):
         return {**kernels, **possible}
     chunks = {path: why for path, why in possible.items() if path == "chunk"}  # one event at a time: behind torch's closed forms
@@ -121,7 +123,10 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
 def _kernels(spec) -> str:
     """What path='triton' makes of a declaration that it serves."""
     if spec.regressor.family == "least_squares":
-        return "Triton kernels: the statistics between chunks, conjugate gradients on all tokens of a chunk at once"
+        if spec.optimizer.kind == "cg":
+            return "Triton kernels: the statistics between chunks, conjugate gradients on all tokens of a chunk at once"
+        inverse = "an inverse at every token" if spec.gate.decays else "an inverse at every chunk, carried from token to token inside it"
+        return f"Triton kernels: the statistics between chunks, {inverse}"
     if spec.mini_batch != 1:
         return f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"
     if (why := why_not_chunks(spec)) is not None:
@@ -137,8 +142,8 @@ def why_not_kernels(
     why = why_not_triton(spec) or why_not_sizes(spec, dtype, dk, dv)
     if why is not None or device is None:
         return why
-    scanned = spec.regressor.family == "trained" and is_linear(spec) and why_not_chunks(spec) is not None  # in float32, whatever comes
-    return why_not_machine(device, capability, None if scanned else dtype)
+    why = why_not_machine(device, capability, None if in_float32(spec) else dtype)
+    return why_not_run(spec) if why is None and device == "cuda" else why
 
 
 def _torch_targets(spec) -> dict[str, str]:

@@ -52,6 +52,11 @@ def carries_inverse(spec: Spec) -> bool:
     return spec.optimizer.kind == "rls" and not spec.gate.per_key
 
 
+def carries_scale(spec: Spec) -> bool:
+    """Whether the scale s of a ridge that decays is of the state; in an inverse it is within."""
+    return ridge_decays(spec) and not carries_inverse(spec)
+
+
 def initial_state(
     spec: Spec, params: dict[str, Tensor], n: int, n_heads: int, dk: int, dv: int, dtype: torch.dtype, device: torch.device | str | None
 ) -> State:
@@ -65,7 +70,7 @@ def initial_state(
         P = torch.diag_embed(1 / ridge_of(spec, params, zero)).expand(n, -1, -1, -1)
         return State(weights={"W": zero, "P": P}, spec_hash=spec.hash)
     weights = {"G": zero, "H": zero.new_zeros(n, n_heads, dk, dk)}
-    if ridge_decays(spec):
+    if carries_scale(spec):
         weights["ridge_scale"] = zero.new_ones(n, n_heads, dk)
     return State(weights=weights, spec_hash=spec.hash)
 
@@ -110,25 +115,32 @@ class Statistics:
     def of(cls, state: State) -> Statistics:
         w = state.weights
         if "P" in w:
-            H = symmetric(torch.linalg.inv(symmetric(w["P"])))
-            return cls(H @ w["W"], H, torch.zeros_like(H[..., 0]))
+            with torch.autocast(w["P"].device.type, enabled=False):  # a memory is float32 and stays it
+                H = symmetric(inverse(symmetric(w["P"])))
+                return cls(H @ w["W"], H, torch.zeros_like(H[..., 0]))
         scale = w.get("ridge_scale")
         return cls(w["G"], symmetric(w["H"]), torch.ones_like(w["H"][..., 0]) if scale is None else scale)
 
-    def state(self, problem: Problem, ridge: Tensor) -> State:
-        """In the form that the problem's state has."""
-        if "P" in problem.state.weights:
-            P = symmetric(torch.linalg.inv(self.H + torch.diag_embed(ridge_now(problem.spec, ridge, self.scale))))
-            weights = {"W": P @ self.G, "P": P}
+    def state(self, spec: Spec, ridge: Tensor) -> State:
+        """In the form that `initial_state` has. ridge: Lambda, [H, dk]."""
+        if carries_inverse(spec):
+            with torch.autocast(self.H.device.type, enabled=False):
+                P = symmetric(inverse(self.H + torch.diag_embed(ridge_now(spec, ridge, self.scale))))
+                weights = {"W": P @ self.G, "P": P}
         else:
             weights = {"G": self.G, "H": self.H}
-            if "ridge_scale" in problem.state.weights:
+            if carries_scale(spec):
                 weights["ridge_scale"] = self.scale
-        return State(weights=weights, spec_hash=problem.state.spec_hash)
+        return State(weights=weights, spec_hash=spec.hash)
 
 
 def symmetric(x: Tensor) -> Tensor:
     return (x + x.mT) / 2
+
+
+def inverse(x: Tensor) -> Tensor:
+    """Raises on a CPU where there is none; on a GPU the host would wait to know."""
+    return torch.linalg.inv_ex(x, check_errors=x.device.type == "cpu")[0]
 
 
 def ridge_now(spec: Spec, ridge: Tensor, scale: Tensor) -> Tensor:
@@ -160,7 +172,7 @@ def token_by_token(problem: Problem, solve: Solve) -> tuple[Tensor, State]:
         scale = keep * scale
         if spec.read.at == "after":
             outputs.append(read(events.q[:, :, t]))
-    return torch.stack(outputs, 2), Statistics(G, H, scale).state(problem, events.ridge)
+    return torch.stack(outputs, 2), Statistics(G, H, scale).state(spec, events.ridge)
 
 
 def definition(problem: Problem) -> tuple[Tensor, State]:

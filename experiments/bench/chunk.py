@@ -1,4 +1,4 @@
-"""The chunk path against the per-token loop on the CPU: forward and backward of the delta rule under every gate.
+"""The chunk path against the per-token loop on the CPU: forward and backward of the delta rule under every gate, and least squares.
 
     python -m experiments.bench.chunk [--output experiments/bench/results/chunk_cpu.json]
 
@@ -20,33 +20,30 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import ttr
+from ttr import testing
 
 T, H, D = 2048, 4, 64
+DECLARATIONS = {
+    "delta rule": {"optimizer": "delta"},
+    "delta rule, scalar gate": {"optimizer": "delta", "gate": "scalar"},
+    "delta rule, vector gate": {"optimizer": "delta", "gate": "vector"},
+    "mesa (exact least squares)": "mesa",
+    "mesanet (30 conjugate gradients)": "mesanet",
+}
 
 
-def inputs(gate: str) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    q, k, v = normal(1, T, H, D), torch.nn.functional.normalize(normal(1, T, H, D), dim=-1), normal(1, T, H, D)
-    signals: dict[str, Any] = {"step": torch.sigmoid(normal(1, T, H))}
-    if gate != "none":
-        signals["log_decay"] = -torch.nn.functional.softplus(normal(1, T, H, D) if gate == "vector" else normal(1, T, H))
-    for x in (q, k, v, *signals.values()):
-        x.requires_grad_()
-    return [q, k, v], signals
-
-
-def seconds(spec: ttr.Spec, path: str, repeats: int, warm_up: int) -> tuple[float, float]:
+def seconds(declaration: Any, path: str, repeats: int, warm_up: int) -> tuple[float, float]:
     """Median seconds of (forward, forward + backward) after the warm-up."""
-    qkv, signals = inputs(spec.gate.kind)
+    case = testing.random_inputs(declaration, T=T, B=1, H=H, Hv=H, dk=D, dv=D, extreme=False, correlation=0.0, state=False)
+    case = case.to(torch.float32)
+    if "step" in case.tensors:
+        case.tensors["step"] *= 0.5  # up to 1: nothing overshoots
+    for x in (*case.tensors.values(), *case.params.values()):
+        x.requires_grad_()
     forward, both = [], []
     for i in range(warm_up + repeats):
         start = time.perf_counter()
-        o, _ = ttr.regress(qkv[0], qkv[1], qkv[2], spec, path=path, **signals)
+        o, _ = testing.call(case, path)
         middle = time.perf_counter()
         o.square().sum().backward()
         if i >= warm_up:
@@ -61,25 +58,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     rows = []
-    for gate in track(("none", "scalar", "vector"), description="gates", console=Console(stderr=True)):
-        spec = ttr.spec({"optimizer": "delta", "gate": gate})
-        chunk_forward, chunk_both = seconds(spec, "chunk", args.repeats, warm_up=1)
-        loop_forward, loop_both = seconds(spec, "recurrent", 1, warm_up=0)
+    for name in track(DECLARATIONS, description="declarations", console=Console(stderr=True)):
+        chunk_forward, chunk_both = seconds(DECLARATIONS[name], "chunk", args.repeats, warm_up=1)
+        loop_forward, loop_both = seconds(DECLARATIONS[name], "recurrent", 1, warm_up=0)
         rows.append({
-            "gate": gate, "chunk_forward_ms": 1e3 * chunk_forward, "chunk_both_ms": 1e3 * chunk_both,
+            "declaration": name, "chunk_forward_ms": 1e3 * chunk_forward, "chunk_both_ms": 1e3 * chunk_both,
             "recurrent_forward_ms": 1e3 * loop_forward, "recurrent_both_ms": 1e3 * loop_both, "ratio_both": loop_both / chunk_both,
         })  # fmt: skip
     table = Table(
-        "gate",
+        "declaration",
         "chunk fwd ms",
         "chunk fwd+bwd ms",
         "recurrent fwd+bwd ms",
         "times faster",
-        title=f"delta rule, T={T} H={H} D={D} float32, CPU",
+        title=f"T={T} H={H} D={D} float32, CPU",
     )
     for r in rows:
         table.add_row(
-            r["gate"],
+            r["declaration"],
             *(f"{r[k]:.0f}" for k in ("chunk_forward_ms", "chunk_both_ms", "recurrent_both_ms")),
             f"{r['ratio_both']:.0f}",
         )

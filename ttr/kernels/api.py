@@ -51,8 +51,9 @@ def regress(
     bf16 operands where q, k and v are bf16, and keeps all else in float32: numbers are right to bf16's rounding (2^-9) times
     what the memory makes of it; cast q, k and v to float32 for operands in float32. triton (what auto takes on a GPU
     of compute capability 9.0 or more, where kernels go over chunks or mini-batches, or torch has no chunks) computes in the
-    widest dtype of q, k and v (one event at a time: in float32), has no second derivative, and, but for mini-batches, looks at
-    the values of cu_seqlens on the device alone: wrong ones are a device-side assertion.
+    widest dtype of q, k and v (one event at a time, exact least squares and ridges that decay: in float32), has no second
+    derivative, and, but for mini-batches, looks at the values of cu_seqlens on the device alone: wrong ones are a device-side
+    assertion.
     The layer part of the declaration (norms, feature maps, projections) never acts here.
 
     Returns o: [B, T, Hv, dv] in v's dtype, and the State after the last token (float32, float64 for float64 inputs).

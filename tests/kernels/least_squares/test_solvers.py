@@ -114,14 +114,24 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("gate", ["scalar", "vector"])
-def test_cg_never_forms_a_matrix_per_token(gate):
+@pytest.mark.parametrize("name", ["cg-scalar-constant-after", "cg-vector-constant-after", "cholesky-none-constant-after"])
+def test_no_token_has_a_matrix_of_its_own(name):
     largest = []
     for T in (256, 512):
-        problem = make(SPECS[f"cg-{gate}-constant-after"], T, dk=32, dv=32)
+        problem = make(SPECS[name], T, dk=32, dv=32)
         problem = with_leaves(problem, {name: t.requires_grad_() for name, t in leaves(problem).items()})
         with LargestTensor() as seen:
             least_squares.chunk(problem)[0].sum().backward()
         assert seen.numel < N * H * T * 32 * 32 / 8
         largest.append(seen.numel)
     assert largest[1] <= 2 * largest[0]
+
+
+@pytest.mark.parametrize("at", ["after", "before"])
+def test_weights_below_zero(at):
+    """Only a map that gives none lets a chunk take their roots; a pair may take another back as long as H + Lambda stays positive."""
+    spec = {"regressor": {"kind": "least_squares", "weight": {"map": "identity"}}, "optimizer": "cholesky", "read": at}
+    problem = make(spec, 20)
+    problem.signals["weight"] -= 0.5
+    assert problem.signals["weight"].min() < 0
+    close(least_squares.chunk(problem, chunk_size=8)[0], least_squares.definition(problem)[0])

@@ -33,6 +33,7 @@ from ttr.kernels.triton.mini_batch import masks
 from ttr.kernels.triton.mini_batch import run as mini_batch
 from ttr.kernels.triton.recurrent import run as recurrent
 from ttr.kernels.triton.scalar_gate import plan, run
+from ttr.kernels.triton.shapes import sizes_of
 from ttr.kernels.triton.short_conv import function as short_conv
 from ttr.kernels.triton.two_layers import run as two_layers
 from ttr.kernels.triton.two_slots import run as two_slots
@@ -265,8 +266,28 @@ def solves(dk: int, itemsize: int) -> list[tuple]:
             p = solving.plan(kind._replace(arch="sm_90"))
             given, _ = least_squares.statistics(p, q, numbers, numbers, H_0, None)
             for other in (None, q):
-                least_squares.solve(p, given, q, q, numbers, torch.empty(H, dk), other, None, form, 1.0)
+                least_squares.solve(p, given, q, q, numbers, numbers, torch.empty(H, dk), other, None, form, 1.0)
     return [launch for launch in found if launch[0].__name__ in ("statistics_kernel", "solve_kernel")]
+
+
+EXACT = tuple((dk, gate) for dk in (128, 64) for gate in ("none", "head", "channel"))
+EXACT_SUBSET = EXACT[:3]
+
+
+def exact_solves(dk: int, gate: str) -> list[tuple]:
+    """All of them in float32."""
+    found = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        found.append((kernel, args, kwargs))
+
+    with mock.patch.object(JITFunction, "run", record), torch.device("meta"):
+        B, T, H = 8, 2048, 16
+        q, numbers, states = torch.empty(B, T, H, dk), torch.empty(B, T, H), torch.empty(B * T // 32 * H, dk, dk)
+        decay = {"none": None, "head": numbers, "channel": q}[gate]
+        given = sizes_of(q, q, None), 32, states, None if gate == "channel" else numbers, q, q, decay, numbers, torch.empty(H, dk), None
+        least_squares.solve_exactly(*given, solving.Form(1.0, None, 0.0, False), 1.0)
+    return found
 
 
 def solves_by_channel(dk: int, itemsize: int) -> list[tuple]:
@@ -287,7 +308,7 @@ def solves_by_channel(dk: int, itemsize: int) -> list[tuple]:
             p = solving_by_channel.plan(kind._replace(arch="sm_90"))
             for other in (None, q):
                 given, _ = least_squares_by_channel.statistics(p, q, decay, numbers, H_0, None, other is not None)
-                least_squares_by_channel.solve(p, given, q, torch.empty(H, dk), other, None, form, 1.0)
+                least_squares_by_channel.solve(p, given, q, q, decay, numbers, torch.empty(H, dk), other, None, form, 1.0)
             config = vector_config.config_of(dtype, dk, dk, False, False)
             known = q, q, q, decay, numbers, given.plain, given.made["left"], H_0, H_0, None, True
             matrices.gradients_of_matrices(p, config, *known)
@@ -401,6 +422,9 @@ def main(everything: bool) -> dict:
     for sizes in LEAST_SQUARES if everything else LEAST_SQUARES_SUBSET:
         for launch in solves_by_channel(*sizes):
             add(f"least squares by channel {' '.join(map(str, sizes))}", *launch)
+    for dk, gate in EXACT if everything else EXACT_SUBSET:
+        for launch in exact_solves(dk, gate):
+            add(f"exact {dk} {gate}", *launch)
     for name in VECTOR_GATES if everything else VECTOR_GATES_SUBSET:
         for launch in vector_gates(*VECTOR_GATES[name]):
             add(name, *launch)

@@ -1,10 +1,10 @@
 """The kernels compiled for sm_90, on any machine: nothing spills, and nothing holds a pattern that Triton miscompiles.
 
 What is compiled is trimmed for continuous integration: six rows of the committed table stand for all of it (compile_only.SUBSET),
-two declarations of one slot beside the weights, one size of least squares, by head and by channel, and three gates a channel for theirs
-(compile_only's *_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut into segments and packed
-too, in half an hour to an hour. SPILLS knows of the rest too, but for the table's other rows and calls: of those nobody watches what
-spills (float32 and heads of 256 much).
+two declarations of one slot beside the weights, one size of least squares, by head, by channel and solved exactly, and three gates
+a channel for theirs (compile_only's *_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut
+into segments and packed too, in half an hour to an hour. SPILLS knows of the rest too, but for the table's other rows and calls: of
+those nobody watches what spills (float32 and heads of 256 much).
 """
 
 import fcntl
@@ -104,6 +104,10 @@ SPILLS: dict[str, int] = {
     # fills a multiprocessor with two programs, where eight warps spill nothing and leave room for one
     "least squares 128 2 solve_kernel": 240,
     "least squares 256 2 solve_kernel": 784,
+    # solved exactly: H, and what elimination makes of it
+    "exact 128 none solve_exactly_kernel": 176,
+    "exact 128 head solve_exactly_kernel": 176,
+    "exact 128 channel solve_exactly_kernel": 176,
     # a decay a channel: a factor a token and channel beside that, and where its chunks are far, the rounds; gradients as of gla
     "least squares by channel 128 2 gram_kernel": 16,
     "least squares by channel 128 2 solve_near_kernel": 536,

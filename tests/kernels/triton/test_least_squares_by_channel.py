@@ -138,7 +138,9 @@ def test_a_decay_for_all_tokens():
 
 def test_a_launch_is_for_the_same_arguments_to_be_none():
     p = plan.plan(plan.kind_of(*[torch.empty(1, 16, 2, 16)] * 3, None, None, None, False))
-    assert p.solve(2, False, False) is not p.solve(2, True, False) and p.solve(2, False, True) is p.solve(2, False, True)
+    assert p.solve(2, False, False, False) is not p.solve(2, True, False, False) and p.solve(2, False, True, True) is p.solve(
+        2, False, True, True
+    )
     assert p.statistics(False, True) is not p.statistics(False, False)
 
 
@@ -148,7 +150,7 @@ def test_no_tile_of_16_bits_is_narrower_than_64(dtype, dk):
     """Of channels; where states are joined, all is in float32."""
     q, decay = torch.empty(1, 65536, 1, dk, dtype=dtype, device="meta"), torch.empty(1, 65536, 1, dk, device="meta")
     p = plan.Plan(plan.kind_of(q, q, decay, None, None, None, False)._replace(arch="sm_90"))
-    p.prepare(), p.solve(1, False, False), p.solve(1, False, True)
+    p.prepare(), p.solve(1, False, False, False), p.solve(1, False, True, False)
     for bind in (p.statistics, p.reverse):
         bind(False, False), bind(True, False)
     assert len(p.bound) == 7

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +21,7 @@ from ...least_squares import (
     symmetric,
     token_by_token,
 )
+from ...regressors import LeastSquares
 from ...spec import Spec
 from ...state import State
 from ..problem import Problem
@@ -30,9 +34,10 @@ __all__ = ["chunk", "definition", "initial_state", "recurrent"]
 def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
     """All tokens at once: statistics at the chunks' starts, one solve for every read, two gated products.
 
-    (H_t + Lambda_t) x_t = q_t,  o_t = G_t^T x_t, with H_t p and G_t^T x from the chunk's pairs. `cg` never forms H_t;
-    the exact solvers form those of one chunk at a time. Memory is linear in T: the statistics of T / chunk_size chunk
-    starts and chunk_size numbers a token. chunk_size: rounded up to a power of two; it never changes a result.
+    (H_t + Lambda_t) x_t = q_t,  o_t = G_t^T x_t, with H_t p and G_t^T x from the chunk's pairs. `cg` never forms H_t; the exact
+    solvers form those of one chunk at a time, without a gate only the one before each chunk. Memory is linear in T: the
+    statistics of T / chunk_size chunk starts and chunk_size numbers a token. chunk_size: rounded up to a power of two; it never
+    changes a result.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: expected at least 1")
@@ -54,9 +59,9 @@ def chunk(problem: Problem, chunk_size: int = 64) -> tuple[Tensor, State]:
     ridge = ridge_now(spec, events.ridge[None, :, None, None], scale)
     form = ScalarGram() if roots is None else ChannelGram(before)
     theta = form.theta(k, weight, roots or decays, starts.H, ridge)
-    x = implicit_solve(q, form.product, _solver(spec, form), theta)
+    x = implicit_solve(q, form.product, _solver(spec, form, q.device), theta)
     o = gated_read(x, k, weight * v, decays, starts.G)
-    return o.flatten(2, 3)[:, :, :T], last.state(problem, events.ridge)
+    return o.flatten(2, 3)[:, :, :T], last.state(spec, events.ridge)
 
 
 def _between_chunks(
@@ -80,7 +85,7 @@ def _between_chunks(
     return Statistics(*before_each), Statistics(G, H, scale)
 
 
-def _solver(spec: Spec, form: ScalarGram | ChannelGram):
+def _solver(spec: Spec, form: ScalarGram | ChannelGram, device: torch.device):
     """(q [N, H, chunks, C, dk], *theta) -> x."""
     optimizer = spec.optimizer
 
@@ -91,7 +96,41 @@ def _solver(spec: Spec, form: ScalarGram | ChannelGram):
         chunks = range(q.shape[2])
         return torch.stack([_solve(spec, form.dense(*(x[:, :, c] for x in theta)), q[:, :, c]) for c in chunks], 2)
 
-    return iterate if optimizer.kind == "cg" else exact
+    if optimizer.kind == "cg":
+        return iterate
+    rooted = not spec.gate.decays and _never_negative(spec) and device.type != "mps"  # which has no float64
+    return partial(_without_gate, spec.read.at == "before") if rooted else exact
+
+
+def _never_negative(spec: Spec) -> bool:
+    """Whether a declared weight has a square root."""
+    weight = cast(LeastSquares, spec.regressor).weight
+    return weight.constant or (weight.map.kind in ("sigmoid", "softplus", "exp") and weight.scale >= 0)
+
+
+def _without_gate(before: bool, q: Tensor, *theta: Tensor) -> Tensor:
+    """One inverse a chunk. M_t differs from M_0 by the pairs up to t, so by Woodbury's identity, with B the rows sqrt(w_s) k_s,
+
+        x_t = P q_t - P B_t^T (I + B_t P B_t^T)^-1 B_t P q_t,     P = M_0^-1
+
+    and as B_t are the first rows of B, I + B_t P B_t^T has the first rows of one Cholesky factor L of all: L^-1 B P q without the
+    rows behind t, then L^-T. Under a small ridge P is large and much of it cancels in x, so all is in float64, and what is left of
+    q is solved for once more.
+    """
+    theta = tuple(x.double() for x in theta)
+    H, _, pairs, k, ridge = theta
+    P = symmetric(torch.linalg.inv_ex(H + torch.diag_embed(ridge[..., 0, :].expand(H.shape[:-1])))[0])
+    B = pairs[..., -1, :, None].sqrt() * k  # the last row has all weights; one that it lacks, nobody reads
+    BP = B @ P
+    L = torch.linalg.cholesky_ex(torch.eye(k.shape[-2], dtype=P.dtype, device=P.device) + BP @ B.mT)[0]
+
+    def solved(q: Tensor) -> Tensor:
+        x = q @ P
+        y = torch.linalg.solve_triangular(L, B @ x.mT, upper=False).triu(1 if before else 0)  # rows s, columns t
+        return x - torch.linalg.solve_triangular(L.mT, y, upper=True).mT @ BP
+
+    x = solved(q.double())
+    return (x + solved(q.double() - ScalarGram.product(x, *theta))).to(q.dtype)
 
 
 def _solve(spec: Spec, M: Tensor, q: Tensor) -> Tensor:

@@ -108,25 +108,25 @@ def gated_read(x: Tensor, k: Tensor, values: Tensor, decays: Decays, start: Tens
 class ScalarGram:
     """One decay per head.
 
-    theta: H_0 [.., dk, dk], start [.., C, 1], mask [.., C, C], k, weighted k and ridge, each [.., C, dk].
+    theta: H_0 [.., dk, dk], start [.., C, 1], pairs [.., C, C], what row t has of w_s k_s k_s^T, k and ridge, each [.., C, dk].
     """
 
     @staticmethod
     def theta(k: Tensor, weight: Tensor, decays: Decays, H: Tensor, ridge: Tensor) -> tuple[Tensor, ...]:
         assert decays.mask is not None
-        return H, decays.start, decays.mask, k, weight * k, ridge
+        return H, decays.start, decays.mask * weight.mT, k, ridge
 
     @staticmethod
     def product(p: Tensor, *theta: Tensor) -> Tensor:
-        H, start, mask, k, written, ridge = theta
-        return start * (p @ H) + ((p @ k.mT) * mask) @ written + ridge * p
+        H, start, pairs, k, ridge = theta
+        return start * (p @ H) + ((p @ k.mT) * pairs) @ k + ridge * p
 
     @staticmethod
     def dense(*theta: Tensor) -> Tensor:
         """[.., C, dk, dk]"""
-        H, start, mask, k, written, ridge = theta
-        outer = (written[..., :, None] * k[..., None, :]).flatten(-2)
-        return start[..., None] * H[..., None, :, :] + (mask @ outer).unflatten(-1, H.shape[-2:]) + torch.diag_embed(ridge)
+        H, start, pairs, k, ridge = theta
+        outer = (k[..., :, None] * k[..., None, :]).flatten(-2)
+        return start[..., None] * H[..., None, :, :] + (pairs @ outer).unflatten(-1, H.shape[-2:]) + torch.diag_embed(ridge)
 
 
 @dataclass(frozen=True)

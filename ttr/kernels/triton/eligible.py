@@ -55,8 +55,23 @@ def by_channel(spec) -> bool:
 
 
 def pad_of(spec, dv: int) -> int:
-    """Channels that v grows by: the normaliser's ones, and up to the kernels' multiple of 16."""
-    return 0 if spec.read.normalizer == "none" else 16 - dv % 16
+    """Channels that v grows by: the normaliser's ones or a ridge's scale, and up to the kernels' multiple of 16."""
+    from ...least_squares import carries_scale
+
+    more = carries_scale(spec) if spec.regressor.family == "least_squares" else spec.read.normalizer != "none"
+    return 16 - dv % 16 if more else 0
+
+
+@constant
+def in_float32(spec) -> bool:
+    """Whether the kernels compute in float32 whatever comes: one event at a time, least squares solved exactly, or with a ridge that
+    is forgotten, which leaves a badly conditioned matrix."""
+    from ...least_squares import ridge_decays
+    from ...lowering import is_linear
+
+    if spec.regressor.family == "least_squares":
+        return spec.optimizer.kind != "cg" or ridge_decays(spec)
+    return spec.regressor.family == "trained" and is_linear(spec) and why_not_chunks(spec) is not None
 
 
 @constant
@@ -66,7 +81,7 @@ def why_not_triton(spec) -> str | None:
     from ...lowering import is_linear
 
     if spec.regressor.family == "least_squares":
-        return _why_not_least_squares(spec)
+        return None
     if spec.regressor.family != "trained":
         return f"regressor {spec.regressor.kind!r} has paths of its own"
     if spec.mini_batch != 1:
@@ -91,15 +106,6 @@ def why_not_chunks(spec) -> str | None:
     if slots:  # whatever it is: the kernels take the numbers that are probed of it
         return _why_not_objective(spec)
     return why_not_plain(spec)
-
-
-def _why_not_least_squares(spec) -> str | None:
-    """The same for least squares (`least_squares`)."""
-    if spec.optimizer.kind != "cg":
-        return f"optimizer {spec.optimizer.kind!r} solves exactly; the kernels solve by conjugate gradients (optimizer 'cg')"
-    if spec.regressor.ridge_decays:
-        return "regressor.ridge_decays=true: the kernels take one ridge for all tokens"
-    return None
 
 
 def _why_not_mini_batches(spec) -> str | None:
@@ -222,6 +228,13 @@ def why_not_machine(device: str, capability: tuple[int, int] | None, dtype: torc
             f"the kernels need compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}, this GPU has {capability[0]}.{capability[1]}"
         )
     return None
+
+
+def why_not_run(spec) -> str | None:
+    """The reason for which kernels that the interpreter runs are not yet for a GPU, or None."""
+    if spec.regressor.family != "least_squares" or not in_float32(spec):
+        return None
+    return f"no GPU has run the kernels yet for {'a ridge that decays' if spec.optimizer.kind == 'cg' else 'an exact solve'}"
 
 
 @constant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .eligible import DTYPES, by_channel, interpreted, pad_of, why_not_chunks
+from .eligible import DTYPES, by_channel, in_float32, interpreted, pad_of, why_not_chunks
 
 LARGEST = 256  # channels of a head
 LARGEST_LAYER = 128  # with mini-batches, with a slot beside the weights, with a decay for every key channel
@@ -32,10 +32,15 @@ def why_not_sizes(spec, dtype: torch.dtype | None, dk: int | None, dv: int | Non
         _, hidden = next(iter(spec.regressor.state_shapes(dk, dv).values()))
         if hidden > LARGEST_HIDDEN:
             return f"regressor {spec.regressor.kind!r} has {hidden} hidden units; choose up to {LARGEST_HIDDEN}"
-    if spec.regressor.family == "least_squares" and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
+    squares = spec.regressor.family == "least_squares"
+    if squares and dk is not None and dk > LARGEST_SOLVE and in_float32(spec):
+        what = "a decaying ridge" if spec.optimizer.kind == "cg" else f"optimizer {spec.optimizer.kind!r}"
+        return f"dk={dk}; with {what} least squares takes up to {LARGEST_SOLVE}"
+    if squares and dtype == torch.float32 and dk is not None and dk > LARGEST_SOLVE:
         return f"dk={dk} in torch.float32; least squares takes up to {LARGEST_SOLVE} there, up to {LARGEST} in 16 bits"
     if dv is not None and dv + pad_of(spec, dv) > largest:
-        return f"dv={dv} and the normaliser's channel pass {largest}; choose dv up to {largest - 16}"
+        what = "the ridge's scale" if squares else "the normaliser's channel"
+        return f"dv={dv} and {what} pass {largest}; choose dv up to {largest - 16}"
     return _why_not_run(spec, dtype, dk, dv) if deep and dtype is not None and dtype.itemsize == 2 and not interpreted() else None
 
 

@@ -1,9 +1,9 @@
 """ttr::least_squares_forward and ttr::least_squares_backward, importable without triton, and the autograd.Function around them.
 
-q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype. In float32: log_decay, weight None, [Hv] or [B, T, Hv]; ridge [Hv, dk];
-first_G, last_G [N, Hv, dk, dv] and first_H, last_H [N, Hv, dk, dk], the first None where nothing was read. A decay a key channel,
-[Hv, dk] or [B, T, Hv, dk], comes in any dtype. cu_seqlens: [N + 1] int32, with B = 1. x, [B, T, Hv, dk], and `saved` are empty
-unless save. learned: the log decay wants a gradient.
+q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype. In float32: log_decay, weight None, [Hv] or [B, T, Hv]; ridge [Hv, dk], or
+[B, T, Hv, dk] where every token has one; first_G, last_G [N, Hv, dk, dv] and first_H, last_H [N, Hv, dk, dk], the first None where
+nothing was read. A decay a key channel, [Hv, dk] or [B, T, Hv, dk], comes in any dtype. cu_seqlens: [N + 1] int32, with B = 1.
+x, [B, T, Hv, dk], and `saved` are empty unless save. learned: the log decay wants a gradient.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _fake_backward(do, dlast_G, dlast_H, q, k, v, log_decay, weight, ridge, firs
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? log_decay, Tensor? weight, Tensor ridge, Tensor? first_G, Tensor? first_H, Tensor? cu_seqlens"
 )
-_FORM = "float scale, int iterations, float tolerance, bool before"
+_FORM = "float scale, int? iterations, float tolerance, bool before"
 forward = operator(
     f"least_squares_forward({_INPUTS}, {_FORM}, bool save, bool learned)"
     " -> (Tensor o, Tensor last_G, Tensor last_H, Tensor x, Tensor saved)",
@@ -88,7 +88,7 @@ backward = operator(  # dq, dk, dv, dridge and, where they were given, dlog_deca
     " -> Tensor[]",
     _backward, _fake_backward,
 )  # fmt: skip
-_gradients = gradients(backward, "nor has another path of least squares solved by cg")
+_gradients = gradients(backward, "nor has least squares by cg on another path; with cholesky and rls, path='definition' has")
 
 
 class LeastSquares(torch.autograd.Function):

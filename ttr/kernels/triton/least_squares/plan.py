@@ -13,15 +13,16 @@ from ..launch import Bound
 from ..scalar_gate.decays import cumulate_kernel
 from ..scalar_gate.segments import segments_kernel
 from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
+from .exact import NO_GATE, OF_CHANNEL, OF_HEAD, solve_exactly_kernel
 from .solve import solve_kernel
 from .statistics import statistics_kernel
 
 
 class Form(NamedTuple):
-    """iterations, tolerance: of `cg`. before: reads stand before the token's own pair."""
+    """iterations, tolerance: of `cg`; without iterations the solve is exact. before: reads stand before the token's own pair."""
 
     scale: float
-    iterations: int
+    iterations: int | None
     tolerance: float
     before: bool
 
@@ -84,7 +85,7 @@ class Plan:
         self.segments = configs.segments(o.chunk, configs.multiprocessors(kind.arch), s.N * s.HV * self.tiles, s.T)
         self.segment_chunks = ceil_div(ceil_div(s.T, o.chunk), self.segments)
         self.decay_stride, self.weight_stride = (s.HV if axes == 3 else 0 for axes in (kind.log_decay, kind.weight))
-        self.solves: dict[tuple[int, bool], Bound] = {}
+        self.solves: dict[tuple[int, bool, bool], Bound] = {}
         self.constants: dict[str, Any] = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "BK": max(16, power_of_two(s.dk)), "C": o.chunk, "GATED": self.gated,
             "WEIGHTED": kind.weight is not None, "PACKED": kind.packed,
@@ -119,13 +120,42 @@ class Plan:
     def whole(self) -> Bound:
         return self.scan(self.kind.started or self.segments > 1, False)
 
-    def solve(self, heads: int, again: bool) -> Bound:
-        """heads: of the right-hand side. again: another one has been solved for, and the gradient of Lambda is wanted."""
-        if (heads, again) not in self.solves:  # a Bound is for the same arguments to be None
-            constants = {**self.constants, "HQ": heads, "READ_BEFORE": self.kind.before}
+    def solve(self, heads: int, again: bool, ridges: bool) -> Bound:
+        """heads: of the right-hand side. again: another one has been solved for, and the gradient of Lambda is wanted. ridges: one
+        a token."""
+        key = heads, again, ridges
+        if key not in self.solves:  # a Bound is for the same arguments to be None
+            constants = {**self.constants, "HQ": heads, "READ_BEFORE": self.kind.before, "RIDGES": ridges}
             grid, warps = (self.blocks, self.kind.sizes.HV), self.kind.options.solve_warps
-            self.solves[heads, again] = solve_kernel.bind(grid, warps, **constants)
-        return self.solves[heads, again]
+            self.solves[key] = solve_kernel.bind(grid, warps, **constants)
+        return self.solves[key]
+
+
+class Exact(NamedTuple):
+    """All that decides the launch of an exact solve. scaled: H comes divided by sizes. heads: of the right-hand side. log_decay,
+    weight: axes, None where there is none."""
+
+    sizes: Sizes
+    chunk: int
+    scaled: bool
+    heads: int
+    log_decay: int | None
+    decay_dtype: torch.dtype | None
+    weight: int | None
+    packed: bool
+    before: bool
+    device: int
+
+
+@lru_cache(maxsize=1024)
+def exact(kind: Exact) -> Bound:
+    s = kind.sizes
+    constants = {
+        "HQ": kind.heads, "H": s.H, "HV": s.HV, "DK": s.dk, "BK": max(16, power_of_two(s.dk)), "C": kind.chunk,
+        "GATE": (NO_GATE if kind.log_decay is None else OF_CHANNEL if kind.log_decay in (2, 4) else OF_HEAD).value,
+        "WEIGHTED": kind.weight is not None, "READ_BEFORE": kind.before, "PACKED": kind.packed,
+    }  # fmt: skip
+    return solve_exactly_kernel.bind((s.slots(kind.chunk, kind.packed), s.HV), 8 if s.dk > 64 else 4, **constants)
 
 
 plan = lru_cache(maxsize=1024)(Plan)

@@ -11,7 +11,8 @@ from .. import configs
 from ..launch import prepare
 from ..scalar_gate import run as scalar_gate
 from ..scalar_gate.plan import Rule
-from .plan import Form, Plan, kind_of, plan
+from ..shapes import Sizes
+from .plan import Exact, Form, Plan, exact, kind_of, plan
 
 
 class Statistics(NamedTuple):
@@ -43,17 +44,45 @@ def statistics(p: Plan, k, log_decay, weight, first_H, cu_seqlens) -> tuple[Stat
     return Statistics(states, sizes, decays), last
 
 
-def solve(p: Plan, given: Statistics, q, k, weight, ridge, other, cu_seqlens, form: Form, scale: float) -> tuple[Tensor, Tensor | None]:
-    """x [B, T, Hv, dk], and with another right-hand side's solution -sum_t x_t other_t, [Hv, dk]."""
-    s = p.kind.sizes
+def solve(
+    p: Plan, given: Statistics, q, k, log_decay, weight, ridge, other, cu_seqlens, form: Form, scale: float
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """x [B, T, Hv, dk], and with another right-hand side's solution -x_t other_t, as `ridge` is."""
+    s, one = p.kind.sizes, ridge.ndim == 2
+    if form.iterations is None:
+        x = solve_exactly(s, p.kind.options.chunk, given.states, given.sizes, q, k, log_decay, weight, ridge, cu_seqlens, form, scale)
+        return x, of_ridges(x, other, one)
     x = k.new_empty((*k.shape[:2], s.HV, s.dk))
-    dridge = None if other is None else k.new_empty((p.blocks, s.HV, s.dk), dtype=torch.float32)
+    again = one and other is not None
+    dridge = k.new_empty((p.blocks, s.HV, s.dk), dtype=torch.float32) if again else None
     tolerance = max(form.tolerance, p.kind.options.finest)
-    p.solve(q.shape[2], other is not None)(
-        q, k, given.states, given.sizes, given.decays, weight, ridge, x, other, dridge, cu_seqlens,
+    p.solve(q.shape[2], again, not one)(
+        q, k, given.states, given.sizes, given.decays, weight, ridge, x, other if again else None, dridge, cu_seqlens,
         s.N, s.T, p.blocks, scale, form.iterations, tolerance, p.weight_stride,
     )  # fmt: skip
-    return x, None if dridge is None else dridge.sum(0)
+    return x, of_ridges(x, other, one) if dridge is None else dridge.sum(0)
+
+
+def solve_exactly(
+    s: Sizes, chunk: int, H: Tensor, sizes: Tensor | None, q, k, log_decay, weight, ridge, cu_seqlens, form: Form, scale: float
+) -> Tensor:  # fmt: skip
+    """x, of H before every chunk, divided by `sizes` if they are given. All but the decay is in float32."""
+    x = torch.empty((*k.shape[:2], s.HV, s.dk), dtype=torch.float32, device=k.device)
+    log_decay_axes, weight_axes = (None if given is None else given.ndim for given in (log_decay, weight))
+    kind = Exact(
+        s, chunk, sizes is not None, q.shape[2], log_decay_axes, None if log_decay is None else log_decay.dtype, weight_axes,
+        cu_seqlens is not None, form.before, k.get_device(),
+    )  # fmt: skip
+    strides = s.HV if weight_axes == 3 else 0, {3: s.HV, 4: s.HV * s.dk}.get(log_decay_axes or 0, 0), s.HV * s.dk if ridge.ndim == 4 else 0
+    exact(kind)(q, k, H, sizes, log_decay, weight, ridge, x, cu_seqlens, s.N, s.T, scale, *strides)
+    return x
+
+
+def of_ridges(x: Tensor, other: Tensor | None, one: bool) -> Tensor | None:
+    """-x_t other_t, of every token or of all."""
+    if other is None:
+        return None
+    return -(x * other).sum((0, 1)) if one else -(x * other)
 
 
 def for_each_memory(k: Tensor, HV: int) -> Tensor:
@@ -75,7 +104,7 @@ def forward(
         prepare()
     p = plan(kind_of(k, v, log_decay, weight, first_H, cu_seqlens, form.before))
     given, last_H = statistics(p, k, log_decay, weight, first_H, cu_seqlens)
-    x, _ = solve(p, given, q, k, weight, ridge, None, cu_seqlens, form, form.scale)
+    x, _ = solve(p, given, q, k, log_decay, weight, ridge, None, cu_seqlens, form, form.scale)
     del given
     HV, dv = v.shape[2:]
     config, segments, room = choose(k, dv, HV, cu_seqlens)
@@ -101,7 +130,7 @@ def backward(
 
     p = plan(kind_of(k, v, log_decay, weight, first_H, cu_seqlens, form.before))
     given, _ = statistics(p, k, log_decay, weight, first_H, cu_seqlens)
-    dq, dridge = solve(p, given, dx, k, weight, ridge, x, cu_seqlens, form, 1.0)
+    dq, dridge = solve(p, given, dx, k, log_decay, weight, ridge, x, cu_seqlens, form, 1.0)
     del given, dx
 
     # dH_t = -dq_t x_t^T: as if values k had been read with x, and -dq came back

@@ -3,7 +3,7 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..tiles import factor, load_decays, load_numbers, locate, pair_decay, product, sequence, states_of, tokens_of
+from ..tiles import factor, load_decays, load_numbers, load_rows, locate, pair_decay, product, sequence, states_of, tokens_of
 from .scaled import power_below, power_of_rows, scaled_rows, unpacked
 from .steps import begun, moved
 
@@ -14,13 +14,14 @@ def solve_kernel(
     N, T, blocks, scale, iterations, tolerance, weight_stride,
     HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, GATED: tl.constexpr,
     WEIGHTED: tl.constexpr, READ_BEFORE: tl.constexpr, PACKED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    RIDGES: tl.constexpr,
 ):  # fmt: skip
     """One chunk and value head a program: (H_t + Lambda) x_t = scale q_t from x = 0, every row a system of its own.
 
         Y = decay P H_0 + (P K^T * decay w) K + P Lambda      (here times `power`)
 
     What Y moves: `steps`; the loop ends with the last row.
-    states, sizes: of `statistics`. ridge: Lambda, [Hv, dk]. other, dridge: x of another right-hand side and
+    states, sizes: of `statistics`. ridge: Lambda, [Hv, dk], with RIDGES [tokens, Hv, dk]. other, dridge: x of another right-hand side and
     -sum_t x_t other_t, [chunks, Hv, dk], or None.
     """
     slot = tl.program_id(0)
@@ -57,9 +58,12 @@ def solve_kernel(
         p = unpacked(carried, OPERAND)
         scores = product(p, tl.trans(key), PRECISION).to(OPERAND) * pairs
         y = tl.dot(scores, key, acc=product(p, past, PRECISION) * kept[:, None], input_precision=PRECISION)
-        own = tl.load(ridge + head * DK + keys, mask=keys < DK, other=1.0)  # every time: registers are short
+        if RIDGES:
+            own = load_rows(ridge + head * DK, token, i, valid, keys, HV * DK, DK, BK)
+        else:
+            own = tl.load(ridge + head * DK + keys, mask=keys < DK, other=1.0)  # every time: registers are short
         direction = p.to(tl.float32)
-        y += direction * (own * power)[None, :]
+        y += direction * (own * power if RIDGES else (own * power)[None, :])
         solution, r, now, carried = moved(solution, r, now, least, direction, y, power, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))

@@ -1,4 +1,4 @@
-"""Least squares by conjugate gradients with a decay for every key channel: `least_squares` says what is solved and why so.
+"""Least squares with a decay for every key channel: `least_squares` says what is solved and why so, and solves exactly.
 
 With e the square roots of a token's decays, E those from one token to another multiplied, H before the chunk H_0:
 

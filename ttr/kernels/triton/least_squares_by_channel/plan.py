@@ -132,11 +132,12 @@ class Plan:
         grid, tile = (ceil_div(s.dk, 16) * s.N * s.HV,), 16  # all in float32
         return self.launch(join_kernel, grid, 4, TILE=tile, STARTED=started, BACKWARD=backward)
 
-    def solve(self, heads: int, again: bool, far: bool) -> Bound:
-        """heads: of the right-hand side. again: another one has been solved for, and the gradient of Lambda is wanted."""
+    def solve(self, heads: int, again: bool, far: bool, ridges: bool) -> Bound:
+        """heads: of the right-hand side. again: another one has been solved for, and the gradient of Lambda is wanted. ridges: one
+        a token."""
         kernel, o = solve_far_kernel if far else solve_near_kernel, self.kind.options
         grid = self.chunks, self.kind.sizes.HV
-        return self.launch(kernel, grid, o.far_warps if far else o.near_warps, 1, again, HQ=heads)
+        return self.launch(kernel, grid, o.far_warps if far else o.near_warps, 1, again, HQ=heads, RIDGES=ridges)
 
 
 plan = lru_cache(maxsize=1024)(Plan)

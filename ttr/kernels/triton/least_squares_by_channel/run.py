@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import configs
 from ..launch import prepare
 from ..least_squares.plan import Form
-from ..least_squares.run import for_each_memory
+from ..least_squares.run import for_each_memory, of_ridges, solve_exactly
 from ..vector_gate import run as vector_gate
 from ..vector_gate.config import Choice
 from ..vector_gate.config import choose as choose_gate
@@ -48,17 +48,24 @@ def statistics(p: Plan, k, log_decay, weight, first_H, cu_seqlens, plain: bool) 
     return Statistics(made, states, sizes, unscaled), last
 
 
-def solve(p: Plan, given: Statistics, q, ridge, other, cu_seqlens, form: Form, scale: float) -> tuple[Tensor, Tensor | None]:
-    """x [B, T, Hv, dk], and with another right-hand side's solution -sum_t x_t other_t, [Hv, dk]."""
-    s, made = p.kind.sizes, given.made
+def solve(
+    p: Plan, given: Statistics, q, k, log_decay, weight, ridge, other, cu_seqlens, form: Form, scale: float
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """x [B, T, Hv, dk], and with another right-hand side's solution -x_t other_t, as `ridge` is."""
+    s, made, one = p.kind.sizes, given.made, ridge.ndim == 2
+    if form.iterations is None:
+        H = cast(Tensor, given.plain)
+        x = solve_exactly(s, p.kind.options.chunk, H, None, q, k, log_decay, weight, ridge, cu_seqlens, form, scale)
+        return x, of_ridges(x, other, one)
     x = q.new_empty((*q.shape[:2], s.HV, s.dk))
-    dridge = None if other is None else q.new_empty((p.chunks, s.HV, s.dk), dtype=torch.float32)
+    again = one and other is not None
+    dridge = q.new_empty((p.chunks, s.HV, s.dk), dtype=torch.float32) if again else None
     tolerance = max(form.tolerance, p.kind.options.finest)
-    rest = x, other, dridge, cu_seqlens, s.N, s.T, p.chunks, scale, form.iterations, tolerance
+    rest = x, other if again else None, dridge, cu_seqlens, s.N, s.T, p.chunks, scale, form.iterations, tolerance
     for far, decays in ((False, made["lookers"]), (True, made["sums"])):
-        launch = p.solve(q.shape[2], other is not None, far)
+        launch = p.solve(q.shape[2], again, far, not one)
         launch(q, made["keys"], made["written"], decays, given.states, given.sizes, made["far"], ridge, *rest)
-    return x, None if dridge is None else dridge.sum(0)
+    return x, of_ridges(x, other, one) if dridge is None else dridge.sum(0)
 
 
 def choose(k: Tensor, width: int, HV: int, cu_seqlens: Tensor | None) -> Choice:
@@ -74,8 +81,8 @@ def forward(
     if q.is_cuda:
         prepare()
     p = plan(kind_of(k, v, log_decay, weight, first_H, cu_seqlens, form.before))
-    given, last_H = statistics(p, k, log_decay, weight, first_H, cu_seqlens, False)
-    x, _ = solve(p, given, q, ridge, None, cu_seqlens, form, form.scale)
+    given, last_H = statistics(p, k, log_decay, weight, first_H, cu_seqlens, form.iterations is None)
+    x, _ = solve(p, given, q, k, log_decay, weight, ridge, None, cu_seqlens, form, form.scale)
     del given
     HV, dv = v.shape[2:]
     config, segments, room = choose(k, dv, HV, cu_seqlens)
@@ -102,7 +109,7 @@ def backward(
 
     p = plan(kind_of(k, v, log_decay, weight, first_H, cu_seqlens, form.before))
     given, _ = statistics(p, k, log_decay, weight, first_H, cu_seqlens, True)
-    dq, dridge = solve(p, given, dx, ridge, x, cu_seqlens, form, 1.0)
+    dq, dridge = solve(p, given, dx, k, log_decay, weight, ridge, x, cu_seqlens, form, 1.0)
     plain, left = given.plain, given.made["left"]
     del given, dx
 

@@ -5,7 +5,7 @@ import triton.language as tl
 from ..launch import kernel
 from ..least_squares.scaled import power_below, unpacked
 from ..least_squares.steps import begun, moved
-from ..tiles import load_numbers, locate, product, sequence, states_of, tokens_of
+from ..tiles import load_numbers, load_rows, locate, product, sequence, states_of, tokens_of
 
 
 @kernel("N T blocks scale iterations tolerance")
@@ -13,13 +13,14 @@ def solve_near_kernel(
     q, keys, written, lookers, states, sizes, far, ridge, x, other, dridge, cu_seqlens, N, T, blocks, scale, iterations, tolerance,
     HQ: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, READ_BEFORE: tl.constexpr,
     PACKED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    RIDGES: tl.constexpr,
 ):  # fmt: skip
     """One chunk and value head a program: (H_t + Lambda) x_t = scale q_t from x = 0 (`steps`), with U the lookers and
 
         Y = U * ((P * U) H_0 + ((P * U) K^T * written) K) + P Lambda      (here times `power`)
 
-    keys, written, lookers, far: of `prepare`. states, sizes: of `statistics`. ridge: Lambda, [Hv, dk]. other, dridge: x of another
-    right-hand side and -sum_t x_t other_t, [chunks, Hv, dk], or None.
+    keys, written, lookers, far: of `prepare`. states, sizes: of `statistics`. ridge: Lambda, [Hv, dk], with RIDGES [tokens, Hv, dk].
+    other, dridge: x of another right-hand side and -sum_t x_t other_t, [chunks, Hv, dk], or None.
     """
     slot = tl.program_id(0)
     head = tl.program_id(1)
@@ -52,9 +53,12 @@ def solve_near_kernel(
         looked = p * factor
         scores = tl.where(seen, product(looked, tl.trans(key), PRECISION), 0.0)  # what is not seen may be past fp16
         y = tl.dot((scores * b[None, :]).to(OPERAND), key, acc=product(looked, past, PRECISION) * kept, input_precision=PRECISION)
-        own = tl.load(ridge + head * DK + channels, mask=channels < DK, other=1.0)
+        if RIDGES:
+            own = load_rows(ridge + head * DK, first + chunk * C, i, chunk * C + i < length, channels, HV * DK, DK, BK)
+        else:
+            own = tl.load(ridge + head * DK + channels, mask=channels < DK, other=1.0)
         direction = p.to(tl.float32)
-        y = y * factor.to(tl.float32) + direction * (own * power)[None, :]
+        y = y * factor.to(tl.float32) + direction * (own * power if RIDGES else (own * power)[None, :])
         solution, r, now, carried = moved(solution, r, now, least, direction, y, power, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))

@@ -22,6 +22,7 @@ def solve_far_kernel(
     q, keys, written, sums, states, sizes, far, ridge, x, other, dridge, cu_seqlens, N, T, blocks, scale, iterations, tolerance,
     HQ: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, READ_BEFORE: tl.constexpr,
     PACKED: tl.constexpr, REACH: tl.constexpr, ROUNDS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    RIDGES: tl.constexpr,
 ):  # fmt: skip
     """As `solve_near_kernel`. With h the sums, before the token where it reads before, and `at` those where a round's pairs meet and
     half of REACH, as in `prepare`:
@@ -76,8 +77,11 @@ def solve_far_kernel(
             here = seen & together & ((round == begin) | met(round, i[:, None], i[None, :]))
             scores = tl.where(here, scores * b[None, :], 0.0).to(OPERAND)
             y += product(scores, column, PRECISION) * up
-        own = tl.load(ridge + head * DK + channels, mask=channels < DK, other=1.0)
-        y += direction * (own * power)[None, :]
+        if RIDGES:
+            y += direction * load_rows(ridge + head * DK, token, i, valid, channels, HV * DK, DK, BK) * power
+        else:
+            own = tl.load(ridge + head * DK + channels, mask=channels < DK, other=1.0)
+            y += direction * (own * power)[None, :]
         solution, r, now, carried = moved(solution, r, now, least, direction, y, power, OPERAND)
         step += 1
     tokens_of(x, first, head, length, HV, DK, C, BK).store([chunk * C, 0], solution.to(x.dtype.element_ty))
