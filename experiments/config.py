@@ -67,7 +67,7 @@ class ExecutionConfig:
     jobs: int | None = None  # runs at a time; null: one per core on the CPU, one on a GPU
     threads: int = 1  # torch threads of a run: at this size more of them wait for each other longer than they work
     workers: int = 0  # data loader processes of a run
-    checkpoint_every: int = 200  # steps
+    checkpoint_every: int = 50  # steps; what is interrupted goes on from the newest
     compile: bool = False
     tensorboard: bool = False
 
@@ -154,6 +154,11 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     }
     config = dataclasses.replace(config, name=config.name or name, **resolved)
     _check(config)
+    for mixer in mixers:
+        try:
+            mixer.per_block(config.model.n_layers)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return Experiment(config, task, mixers)
 
 
@@ -260,4 +265,6 @@ def _check(config: Config) -> None:
 def _first_line(error: Exception, prefix: str = "") -> str:
     key = getattr(error, "full_key", None)
     line = str(error).split("\n")[0]
+    if "is not a ListConfig" in line:
+        line = "expected a list, as [0]"
     return f"{prefix}{key}: {line}" if key else line

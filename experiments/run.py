@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("\nInterrupted. The same command goes on from here.")
+        console.print("\nInterrupted. The same command goes on from the last checkpoints.")
         return 130
 
 
@@ -91,7 +91,8 @@ def run(experiment: Experiment, console: Console) -> int:
         console.print(report.result_table(summaries, config.title or config.name, interface.score.name))
     if config.notes:
         console.print(Padding(config.notes.strip(), (0, 1)), highlight=False, width=min(console.width, 110))
-    console.print(f"\n{experiment.folder}: {interface.score.name}.png, results.csv, runs/   ({time.perf_counter() - started:.0f} s)")
+    pictures = f"{interface.score.name}.png" + (", untrained.png" if config.untrained is not None else "")
+    console.print(f"\n{experiment.folder}: {pictures}, results.csv, runs/   ({time.perf_counter() - started:.0f} s)")
     for failure in failures:
         console.print(f"[red]failed:[/red] {escape(failure)}", highlight=False)
     return 1 if failures else 0

@@ -67,6 +67,8 @@ def test_list_a_kind_in_words(capsys):
 def test_list_a_kind_that_is_none(capsys):
     assert main(["list", "momentun"]) == 2
     assert "Did you mean 'momentum'?" in capsys.readouterr().err
+    assert main(["list", "kda"]) == 2
+    assert "python -m ttr explain kda" in capsys.readouterr().err
 
 
 def test_explain_with_changes(capsys):

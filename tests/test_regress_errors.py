@@ -112,7 +112,8 @@ REFUSED = {
     "fixed gate's override grows": (FIXED, {"log_decay": torch.ones(HV)}, "log_decay: got a maximum of 1, expected natural logs <= 0"),
     "fixed gate of other heads": (FIXED, {"v": draw(B, T, H, DV), "step": 1.0}, "gate.decay lists 4 decays for 2 heads"),
     # learned constants
-    "no params": (MLP, {"params": None}, "params is missing ['W1', 'W2']", "params=spec.init_params(4, 4, 3) makes them"),
+    "no params": (MLP, {"params": None}, "params is missing ['W1', 'W2']", "params=ttr.spec(...).init_params(4, 4, 3) makes them"),
+    "a param as a signal": (MLP, {"W1": draw(HV, 4, 16)}, "W1 is a learned constant of this declaration, not a signal: pass params={'W1': ...}"),
     "params of nothing": (DELTA, {"params": {"W": draw(HV, DK, DV)}}, "params: name='W' is not known; there is none here"),
     "params misspelt": (MLP, {"params": {"W1": draw(HV, 4, 16), "w2": draw(HV, 16, 3)}}, "params: name='w2' is not known", "Did you mean 'W2'?"),
     "params shape": (MLP, {"params": {"W1": draw(HV, 4, 16), "W2": draw(HV, 16, 4)}}, "params['W2']: got shape [4, 16, 4], expected [4, 16, 3]"),

@@ -60,6 +60,7 @@ UNKNOWN = {
     "field of a gate": (gate(kind="scalar", biass=1), "gate.biass=1: Scalar has no such field", "'order'", "Did you mean 'bias'?"),
     "field of a map": (gate(kind="scalar", map={"kind": "mamba", "a": 1}), "gate.map.a=1: Mamba has no such field", "['A', 'dt']"),
     "field of read": ({"optimizer": "delta", "read": {"normaliser": "sum"}}, "read.normaliser='sum': Read has no", "Did you mean 'normalizer'?"),
+    "field of what has none": ({**squares(), "optimizer": {"kind": "cholesky", "steps": 2}}, "optimizer.steps=2: Cholesky has no such field; it has none"),
     "field of layer": (layer(n_head=2), "layer.n_head=2: Layer has no such field", "Did you mean 'n_heads'?"),
     "field of a stage": (layer(q=[{"kind": "conv", "kernel": 4}]), "layer.q[0].kernel=4: Conv has no such field", "'kernel_size'"),
     "choice": (opt(pairs="share"), "optimizer.pairs='share': expected one of ['separate', 'shared']", "Did you mean 'shared'?"),

@@ -151,9 +151,10 @@ def _torch_targets(spec) -> dict[str, str]:
         return {"sdpa": "softmax attention is torch's scaled_dot_product_attention", "definition": "one query at a time"}
     if spec.regressor.family == "least_squares":
         solver = spec.optimizer.kind
+        solve = "conjugate gradients" if solver == "cg" else "an exact solve"
         read = {
-            "chunk": f"least squares: gated statistics chunk by chunk, {solver} at the read",
-            "recurrent": f"least squares: token by token, {solver} at the read",
+            "chunk": f"least squares: the statistics chunk by chunk, {solve} at the read",
+            "recurrent": f"least squares: token by token, {solve} at the read",
         }
         if solver == "rls" and spec.gate.decays:  # under wind-up the inverse is best carried from token to token
             read = {"recurrent": "recursive least squares carries the inverse from token to token", "chunk": read["chunk"]}

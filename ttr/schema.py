@@ -88,6 +88,8 @@ def parse_fields(cls: type, body: Mapping, key: str) -> Any:
 
 
 def no_field(key: str, value: Any, cls: type, names: set[str]) -> SpecError:
+    if not names:
+        return SpecError(f"{key}={value!r}: {cls.__name__} has no such field; it has none")
     return SpecError(f"{key}={value!r}: {cls.__name__} has no such field; choose from {choose_from(key.rsplit('.', 1)[-1], names)}")
 
 

@@ -22,6 +22,8 @@ from experiments.config import ConfigError
         ("train.epochs=2", "give one of train.steps and train.epochs, got 12 and 2"),
         ("train.batch_size=0", "train.batch_size=0: expected at least 1"),
         ("seeds=[]", "seeds is empty"),
+        ("seeds=0", r"seeds: expected a list, as \[0\]"),
+        ("mixer=[delta,linear]", r"mixer 'delta\+linear' lists 2 declarations, which does not divide model.n_layers=1"),
         ("mixer=dleta", r"Did you mean 'delta'\?"),
         ("mixer.optimizer=momentum", r"say which with mixer=NAME; this experiment has \['delta', 'linear'\]"),
         ("mixers.delta.optimiser=delta", "mixer 'delta': .*optimiser"),

@@ -159,3 +159,9 @@ def test_weight_decay_is_for_matrices(name):
     assert spared <= parameters.keys()
     assert {n for n in parameters if n.endswith("proj.weight")} & spared == set()
     assert all(n in spared for n, p in parameters.items() if p.ndim == 1 or "dt_bias" in n or n.startswith("params."))
+
+
+@pytest.mark.parametrize("d_model", [64.0, "kda"])
+def test_a_width_is_a_whole_number(d_model):
+    with pytest.raises(ValueError, match=r"d_model=.*expected a whole number of channels, before the declaration"):
+        ttr.Mixer(d_model, "kda")

@@ -9,9 +9,23 @@ from collections.abc import Mapping
 from dataclasses import MISSING, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ..registry import COMPOSITIONS, GATES, MIRRORS, OBJECTIVES, OPTIMIZERS, REGRESSORS, SIGNAL_MAPS, STAGES, STEP_RULES, Registry, unknown
+from ..registry import (
+    COMPOSITIONS,
+    GATES,
+    MIRRORS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    REGRESSORS,
+    SIGNAL_MAPS,
+    STAGES,
+    STEP_RULES,
+    Registry,
+    SpecError,
+    unknown,
+)
 from ..schema import default_of, dump, hints
 from ..signals import Signal
+from ..sources import compositions, presets
 from .text import WIDTH
 
 REGISTRIES: dict[str, Registry] = {
@@ -26,6 +40,8 @@ WORDS = {
 def of_kind(kind: str) -> str:
     """Every slot that knows `kind`: its docstring and a table of its fields. Raises SpecError for a kind that none knows."""
     known = {slot: registry for slot, registry in REGISTRIES.items() if kind in registry.kinds()}
+    if not known and kind in (*presets(), *compositions()):
+        raise SpecError(f"kind={kind!r} is a whole declaration that comes with ttr: python -m ttr explain {kind}")
     if not known:
         raise unknown("kind", kind, {name for registry in REGISTRIES.values() for name in registry.kinds()})
     return "\n\n".join(_section(slot, registry, kind) for slot, registry in known.items())

@@ -124,7 +124,7 @@ def check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: i
             raise unknown("params: name", name, expected)
     missing = [name for name in expected if name not in params]
     if missing:
-        make = f"params=spec.init_params({Hv}, {dk}, {dv}) makes them"
+        make = f"params=ttr.spec(...).init_params({Hv}, {dk}, {dv}) makes them"
         raise ValueError(f"params is missing {missing}: this declaration has learned constants; {make}")
     for name, shape in expected.items():
         got = params[name]
@@ -140,6 +140,8 @@ def check_signals(given: Mapping[str, Any], spec: Spec, facts: Facts, sizes: Siz
     declared = [name for name, _, _ in facts.signals]
     for name in given:
         if name not in declared and not (name == "log_decay" and facts.computed_decay):
+            if name in spec.param_shapes(Hv, dk, dv):
+                raise ValueError(f"{name} is a learned constant of this declaration, not a signal: pass params={{{name!r}: ...}}")
             raise unknown("signal", name, [*declared, "log_decay"] if facts.computed_decay else declared)
     values: dict[str, Tensor | float] = {}
     for name, per, default in facts.signals:

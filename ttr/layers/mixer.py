@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class Mixer(CausalLayer[MixerState]):
         **layer_overrides: Any,
     ):
         super().__init__()
+        if not isinstance(d_model, Integral):
+            raise ValueError(f"d_model={d_model!r}: expected a whole number of channels, before the declaration: Mixer(d_model, spec)")
         self.spec = read_spec(spec, **{f"layer.{name}": value for name, value in layer_overrides.items()})
         self.d_model, self.layer_idx, self.n_layers, self.path = d_model, layer_idx, n_layers, path
         if not 0 <= layer_idx < n_layers:
