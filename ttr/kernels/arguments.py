@@ -237,7 +237,7 @@ def _check_weight(weight: Tensor | float) -> None:
     """A negative weight that is declared never to be is refused where a decay is: it has no square root, which a path may take."""
     if isinstance(weight, Tensor) and not (_can_look(weight) and weight.numel()):
         return
-    least = float(weight.min() if isinstance(weight, Tensor) else weight)
+    least = weight.detach().min().item() if isinstance(weight, Tensor) else weight
     if least < 0:
         raise ValueError(f"weight: got a minimum of {least:.4g}, expected >= 0, as declared (a map that may be negative: identity)")
 
