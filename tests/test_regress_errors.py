@@ -26,6 +26,7 @@ PER_VALUE = ttr.spec({"optimizer": {"kind": "delta", "step": {"per": "value"}}, 
 NUMBER = ttr.spec({"optimizer": {"kind": "delta", "step": 0.5}, "gate": {"kind": "scalar", "value": -0.1}, **BARE})
 MLP = ttr.spec({"regressor": {"kind": "mlp", "residual": False, "norm": "none"}, "optimizer": "delta", **BARE})
 SOFTMAX = ttr.spec("softmax")
+SQUARES = ttr.spec("mesanet", optimizer="cholesky", gate="none")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -101,6 +102,7 @@ REFUSED = {
     "step is a list": (DELTA, {"step": [1.0]}, "step: got list, expected a tensor or a number"),
     "step is a word": (DELTA, {"step": "sigmoid"}, "step: got str, expected a tensor or a number"),
     "step is true": (DELTA, {"step": True}, "step: got bool, expected a tensor or a number"),
+    "negative weight": (SQUARES, {"weight": -draw(B, T, HV).abs()}, "weight: got a minimum of -", "expected >= 0, as declared"),
     # gates
     "a factor for its log": (GATED, {"log_decay": draw(B, T, HV).sigmoid()}, "log_decay: got a maximum of", "natural logs <= 0 (is this a factor"),
     "nan": (GATED, {"log_decay": torch.full((B, T, HV), math.nan)}, "log_decay: got NaN, expected natural logs <= 0"),

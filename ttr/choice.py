@@ -123,10 +123,8 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
 def _kernels(spec) -> str:
     """What path='triton' makes of a declaration that it serves."""
     if spec.regressor.family == "least_squares":
-        if spec.optimizer.kind == "cg":
-            return "Triton kernels: the statistics between chunks, conjugate gradients on all tokens of a chunk at once"
-        inverse = "an inverse at every token" if spec.gate.decays else "an inverse at every chunk, carried from token to token inside it"
-        return f"Triton kernels: the statistics between chunks, {inverse}"
+        solve = "conjugate gradients on all tokens of a chunk at once" if spec.optimizer.kind == "cg" else "elimination at every token"
+        return f"Triton kernels: the statistics between chunks, {solve}"
     if spec.mini_batch != 1:
         return f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"
     if (why := why_not_chunks(spec)) is not None:

@@ -154,6 +154,8 @@ def check_signals(given: Mapping[str, Any], spec: Spec, facts: Facts, sizes: Siz
         values[name] = _tensor_or_number(name, value)
         if name == "log_decay" and not isinstance(value, Tensor):
             _check_decay(values[name])
+        if name == "weight" and getattr(spec.regressor, "never_negative", False):
+            _check_weight(values[name])
         if isinstance(value, Tensor) and value.ndim:
             width = axes_of(per, facts, dk, dv)
             fits = value.shape == (B, T, Hv, *width) or (name == "log_decay" and value.shape in ((Hv,), (B, T, Hv)))
@@ -221,7 +223,7 @@ def _check_decay(decay: Tensor | float) -> None:
         if not decay <= 0:
             raise ValueError(f"log_decay: got a maximum of {decay:.4g}, expected natural logs <= 0 (is this a factor, not its log?)")
         return
-    if decay.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(decay):  # type: ignore[attr-defined]
+    if not _can_look(decay):
         return
     if not bool((decay <= 0).all()):
         if bool(decay.isnan().any()):
@@ -229,6 +231,21 @@ def _check_decay(decay: Tensor | float) -> None:
         raise ValueError(
             f"log_decay: got a maximum of {decay.max().item():.4g}, expected natural logs <= 0 (is this a factor, not its log?)"
         )
+
+
+def _check_weight(weight: Tensor | float) -> None:
+    """A negative weight that is declared never to be is refused where a decay is: it has no square root, which a path may take."""
+    if isinstance(weight, Tensor) and not (_can_look(weight) and weight.numel()):
+        return
+    least = weight.detach().min().item() if isinstance(weight, Tensor) else weight
+    if least < 0:
+        raise ValueError(f"weight: got a minimum of {least:.4g}, expected >= 0, as declared (a map that may be negative: identity)")
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether its numbers are known without waiting: eager and on the CPU."""
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_packed(cu_seqlens: Tensor, B: int) -> None:

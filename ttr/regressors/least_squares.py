@@ -35,6 +35,11 @@ class LeastSquares(Regressor):
         if self.ridge_floor < 0 or not self.ridge > self.ridge_floor:
             raise SpecError(f"regressor.ridge={self.ridge}, ridge_floor={self.ridge_floor}: expected 0 <= ridge_floor < ridge")
 
+    @property
+    def never_negative(self) -> bool:
+        """Whether no weight is, as declared: then each has a square root."""
+        return self.weight.constant or (self.weight.map.kind in ("sigmoid", "softplus", "exp") and self.weight.scale >= 0)
+
     def init(self, dk, dv) -> dict[str, Init]:
         softplus_inverse = math.log(math.expm1(self.ridge - self.ridge_floor))
         return {"ridge": Init((dk,), value=softplus_inverse)}

@@ -43,9 +43,11 @@ def test_outputs_states_and_gradients(name):
 
 @pytest.mark.parametrize("name", SERVED)
 def test_packed(name):
-    check(testing.pack(case_of(name, T=19, B=3), (19, 1, 6)), f"{name}, packed")
+    lengths = (19, 1, 6) if ttr.spec(name).mini_batch != 1 else (7, 1, 3)
+    check(testing.pack(case_of(name, T=max(lengths), B=3), lengths), f"{name}, packed")
 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_split(name):
-    check(case_of(name, T=20, B=1), f"{name}, in two pieces", splits=(7,))
+    T = 20 if ttr.spec(name).mini_batch != 1 else 9
+    check(case_of(name, T=T, B=1), f"{name}, in two pieces", splits=(4,))

@@ -98,14 +98,8 @@ def _solver(spec: Spec, form: ScalarGram | ChannelGram, device: torch.device):
 
     if optimizer.kind == "cg":
         return iterate
-    rooted = not spec.gate.decays and _never_negative(spec) and device.type != "mps"  # which has no float64
+    rooted = not spec.gate.decays and cast(LeastSquares, spec.regressor).never_negative and device.type != "mps"  # which has no float64
     return partial(_without_gate, spec.read.at == "before") if rooted else exact
-
-
-def _never_negative(spec: Spec) -> bool:
-    """Whether a declared weight has a square root."""
-    weight = cast(LeastSquares, spec.regressor).weight
-    return weight.constant or (weight.map.kind in ("sigmoid", "softplus", "exp") and weight.scale >= 0)
 
 
 def _without_gate(before: bool, q: Tensor, *theta: Tensor) -> Tensor:
