@@ -10,7 +10,7 @@ import torch
 
 from .constant import constant
 from .kernels.paths import PATHS
-from .kernels.triton.eligible import in_float32, why_not_chunks, why_not_machine, why_not_run, why_not_triton
+from .kernels.triton.eligible import in_float32, why_not_chunks, why_not_machine, why_not_triton
 from .kernels.triton.sizes import why_not_sizes
 from .lowering import folds_value_step, is_linear, looks_at_weights, per_value_signals
 from .operands import operands_of
@@ -114,9 +114,9 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
     kernels = {"triton": _kernels(spec)}
     if next(iter(possible)) == "recurrent" and spec.regressor.family == "least_squares":  # `rls` under a gate
         return {"recurrent": possible["recurrent"], **kernels, **possible}
-    if not (is_linear(spec) and why_not_chunks(spec) is not None):
+    if not in_float32(spec):
         return {**kernels, **possible}
-    chunks = {path: why for path, why in possible.items() if path == "chunk"}  # one event at a time: behind torch's closed forms
+    chunks = {path: why for path, why in possible.items() if path == "chunk"}  # one event or solve at a time: behind torch's closed forms
     return {**chunks, **kernels, **possible}
 
 
@@ -140,8 +140,7 @@ def why_not_kernels(
     why = why_not_triton(spec) or why_not_sizes(spec, dtype, dk, dv)
     if why is not None or device is None:
         return why
-    why = why_not_machine(device, capability, None if in_float32(spec) else dtype)
-    return why_not_run(spec) if why is None and device == "cuda" else why
+    return why_not_machine(device, capability, None if in_float32(spec) else dtype)
 
 
 def _torch_targets(spec) -> dict[str, str]:

@@ -10,8 +10,8 @@ from torch import library
 
 import ttr
 from kernels.least_squares.problems import SPECS
-from ttr import choice, testing
 from ttr import least_squares as definition
+from ttr import testing
 from ttr.kernels.torch import least_squares as torch_paths
 from ttr.kernels.triton.eligible import why_not_triton
 from ttr.kernels.triton.least_squares.path import lacking
@@ -230,13 +230,11 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize("spec", ["mesa", ttr.spec("mesanet", optimizer="cholesky"), FORGOTTEN["cg, scalar"]])
-def test_what_no_gpu_has_run_is_refused_there(spec):
-    known = {"path": "triton", "dtype": torch.float16, "dk": 32, "dv": 32}
-    assert ttr.select_path(spec, **known)[0] == "triton", "on whichever device"
-    with pytest.raises(ValueError, match=r"no GPU has run the kernels yet for (an exact solve|a ridge that decays)"):
-        ttr.select_path(spec, device="cuda", **known)
-    path, why = ttr.select_path(spec, device="cuda", dtype=torch.float16, dk=32, dv=32)
-    assert path == "chunk" and "no GPU has run" in why
+def test_auto_takes_the_closed_form_of_torch(spec):
+    """It is faster; the kernels take less memory and are asked for by name."""
+    known = {"device": "cuda", "dtype": torch.float16, "dk": 32, "dv": 32}
+    assert ttr.select_path(spec, **known)[0] == "chunk"
+    assert ttr.select_path(spec, path="triton", **known)[0] == "triton"
 
 
 def test_heads_that_are_too_wide():
@@ -257,14 +255,7 @@ def test_recursive_least_squares_under_a_gate_carries_its_inverse():
 gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and a process without TRITON_INTERPRET")
 
 
-@pytest.fixture
-def served(monkeypatch):
-    """What is refused on a GPU until these tests have passed on one."""
-    monkeypatch.setattr(choice, "why_not_run", lambda spec: None)
-
-
 @gpu
-@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("dk", "dv"), [(64, 64), (128, 128), (96, 64), (16, 48)])
 @pytest.mark.parametrize("name", ["mesa", "no gate", "scalar", "vector, read before"])
@@ -274,14 +265,12 @@ def test_on_the_gpu(name, dk, dv, dtype):
 
 
 @gpu
-@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("name", FORGOTTEN)
 def test_a_ridge_that_is_forgotten_on_the_gpu(name):
     check(weakly(testing.random_inputs(FORGOTTEN[name], T=133, B=1, H=1, Hv=2, dk=64, dv=64)), device="cuda")
 
 
 @gpu
-@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("lengths", [(5, 0, 64, 1, 133, 70), (2000,)], ids=str)
 @BOTH
 def test_packed_on_the_gpu(name, lengths):
@@ -291,7 +280,6 @@ def test_packed_on_the_gpu(name, lengths):
 
 
 @gpu
-@pytest.mark.usefixtures("served")
 def test_forward_is_captured_by_a_cuda_graph():
     """Nothing asks the host, neither for the sequences' bounds nor whether a matrix had an inverse."""
     case = in_dtype(testing.random_inputs("mesa", T=141, B=2, H=2, Hv=2, dk=64, dv=64), torch.float32, "cuda")

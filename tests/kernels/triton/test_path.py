@@ -12,15 +12,16 @@ from ttr import registry, testing
 from ttr.kernels.triton import eligible, sizes
 from ttr.kernels.triton.eligible import why_not_chunks, why_not_triton
 
-KERNEL, EVENTS, UNRUN = None, "one event at a time", "no GPU has run the kernels yet"
-# preset -> None (kernels over chunks), EVENTS (a kernel, not what auto takes), UNRUN (kernels, refused on a GPU), or a part of the reason for which the kernels do not serve it
+KERNEL, EVENTS, BEHIND = None, "one event at a time", "chunk"
+# preset -> None (kernels over chunks), EVENTS (a kernel that goes over none), BEHIND (a kernel, slower than what auto takes), or a part of the
+# reason for which the kernels do not serve it
 PRESETS = {
     "deltanet": KERNEL, "gated_deltanet": KERNEL, "deltaproduct": KERNEL, "gated_deltaproduct": KERNEL, "lightning": KERNEL,
     "linear_attention": KERNEL,
     "linear_attention_unnormalised": KERNEL, "mamba2": KERNEL, "mlstm": KERNEL, "retnet": KERNEL,
     "gla": KERNEL, "kda": KERNEL, "rwkv7": KERNEL,
     "longhorn": EVENTS, "momentum_deltanet": KERNEL,
-    "mesa": UNRUN, "mesanet": KERNEL,
+    "mesa": BEHIND, "mesanet": KERNEL,
     "softmax": "regressor 'kernel' has paths of its own", "softmax_window": "regressor 'kernel' has paths of its own",
     "titans": KERNEL, "ttt_linear": KERNEL, "ttt_mlp": KERNEL,
     "lact": "optimizer.accumulate=true",
@@ -44,9 +45,9 @@ def test_every_preset_is_served_or_the_reason_is_said():
         elif reason is EVENTS:
             assert why is None and path == "triton" and "one event at a time, for none goes over chunks" in said, said
             assert reason in ttr.select_path(spec, path="triton")[1]
-        elif reason is UNRUN:
-            assert why is None and path == "chunk" and reason in said, said
-            assert ttr.select_path(spec, path="triton")[0] == "triton", "on whichever device"
+        elif reason is BEHIND:
+            assert why is None and path == reason
+            assert ttr.select_path(spec, path="triton", device="cuda")[0] == "triton"
         else:
             assert why is not None and reason in why, (name, why)
             assert path == ttr.select_path(spec)[0]

@@ -230,13 +230,6 @@ def why_not_machine(device: str, capability: tuple[int, int] | None, dtype: torc
     return None
 
 
-def why_not_run(spec) -> str | None:
-    """The reason for which kernels that the interpreter runs are not yet for a GPU, or None."""
-    if spec.regressor.family != "least_squares" or not in_float32(spec):
-        return None
-    return f"no GPU has run the kernels yet for {'a ridge that decays' if spec.optimizer.kind == 'cg' else 'an exact solve'}"
-
-
 @constant
 def capability_of(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.cuda.is_available() else None
