@@ -110,6 +110,20 @@ def test_rms_and_layer_norm(x, affine):
         assert torch.allclose(y, expected)
 
 
+@pytest.mark.parametrize("over", ["head", "all"])
+@pytest.mark.parametrize("affine", ["shared", "heads"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_rms_by_one_step_of_torch_and_by_its_formula(x, over, affine, dtype):
+    """A weight of another dtype than x's is the formula's."""
+    x = x.to(dtype).requires_grad_()
+    y, module = run("rms", x, over=over, affine=affine)
+    assert module.weight.dtype == torch.float64
+    axes = -1 if over == "head" else (-2, -1)
+    expected = (x.double() * (x.double().square().mean(axes, keepdim=True) + 1e-5).rsqrt() * module.weight).to(dtype)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y.sin().sum(), x), torch.autograd.grad(expected.sin().sum(), x))
+
+
 def test_group_norm_is_layer_norm_per_head(x):
     y, module = run("layer", x, eps=1e-3)
     flat = F.group_norm(x.flatten(2).flatten(0, 1), H, module.weight.flatten(), module.bias.flatten(), eps=1e-3)

@@ -119,7 +119,8 @@ class Mixer(CausalLayer[MixerState]):
         for i, stage in enumerate(self.spec.layer.output or ()):
             if isinstance(stage, OutputGate):
                 signals[f"output_{i}"] = gate = stage.gate_signal  # type: ignore[attr-defined]
-                sizes[f"output_{i}"] = SignalSize(heads, gate.width(self.dk, self.dv, tensors), shift_power=OUTPUT_SHIFT_POWER)
+                width = gate.width(self.dk, self.dv, tensors)
+                sizes[f"output_{i}"] = SignalSize(heads, width, shift_power=OUTPUT_SHIFT_POWER, wide=gate.per == "head")
         total = {name: stream.total for name, stream in self._by_name().items()}
         sources = {"x": self.d_model, "shift": self.d_model, "v": total["v"], "qkv": total["q"] + total["k"] + total["v"]}
         return SignalProjection(

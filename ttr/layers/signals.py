@@ -34,12 +34,16 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True)
 class SignalSize:
-    """How many numbers a signal has per token: [heads, width], or [steps, heads, width] (None: no micro-step axis)."""
+    """How many numbers a signal has per token: [heads, width], or [steps, heads, width] (None: no micro-step axis).
+
+    wide: in float32 at least, as log decays and steps need it.
+    """
 
     heads: int
     width: int
     steps: int | None = None
     shift_power: float = 0.9  # RWKV-7's for decay and erase rate
+    wide: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,7 +162,7 @@ class SignalProjection(nn.Module):
 
     def _pre_activation(self, name: str, z: Tensor) -> Tensor:
         z = z.unflatten(-1, self.sizes[name].shape)
-        if z.dtype in (torch.float16, torch.bfloat16):  # log decays and steps keep their precision
+        if self.sizes[name].wide and z.dtype in (torch.float16, torch.bfloat16):
             z = z.float()
         if name in self.bias:
             z = z + self.bias[name]

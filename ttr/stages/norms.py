@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from ..kernels.unit_norm import unit_norm
 from ..registry import stage
@@ -28,6 +29,10 @@ class Norm(Stage):
     def rounded(self, x: Tensor) -> Tensor:
         """normalise(x) in float32 at least, in x's dtype."""
         return self.normalise(_wide(x)).to(x.dtype)
+
+    def weighed(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """normalise(x) * weight, [width], in one step and in x's dtype where torch has such a step, else None."""
+        return None
 
     def build(self, size):
         return NormModule(self, size, affine="none", bias=False)
@@ -78,6 +83,10 @@ class RMS(AffineNorm):
     def normalise(self, x):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
+    def weighed(self, x, weight):
+        """Of a weight of another dtype torch's kernel does not take, and rounds twice instead."""
+        return rms_norm(x, x.shape[-1:], weight, self.eps) if type(self) is RMS and weight.dtype == x.dtype else None
+
 
 @stage("layer")
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,10 @@ class NormModule(StageModule):
         whole = x.unflatten(2, (self.micro_steps, -1)).flatten(-2) if self.stage.over == "all" else x
         if self.weight is None:
             return self.stage.rounded(whole).view(x.shape)
+        if self.bias is None and self.weight.numel() == whole.shape[-1]:
+            y = self.stage.weighed(whole, self.weight.flatten())
+            if y is not None:
+                return y.view(x.shape)
         y = self.stage.normalise(_wide(whole)).view(x.shape) * self.weight
         if self.bias is not None:
             y = y + self.bias

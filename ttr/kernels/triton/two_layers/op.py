@@ -54,7 +54,7 @@ forward = operator(  # o, last, checkpoints
 )
 backward = operator(
     # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta those that were given
-    f"two_layers_backward(Tensor do, Tensor dlast, {_INPUTS}, Tensor checkpoints, {_FORM}, bool mixed) -> Tensor[]",
+    f"two_layers_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor checkpoints, {_FORM}, bool mixed) -> Tensor[]",
     _backward, _fake_backward,
 )  # fmt: skip
 _gradients = gradients(backward, DUAL)
@@ -79,7 +79,6 @@ class TwoLayers(torch.autograd.Function):
         *inputs, checkpoints = ctx.saved_tensors
         q, k, v, mask, rows, written, kept, factor, gamma, beta, first = inputs
         do = torch.zeros_like(v) if do is None else do
-        dlast = torch.zeros_like(first) if dlast is None else dlast
         mixed = ctx.needs_input_grad[6]
         wanted = q, k, v, written, first, mask, rows, kept if mixed else None, factor, gamma, beta
         dq, dk, dv, dwritten, dfirst, dmask, drows, dkept, dfactor, dgamma, dbeta = _gradients(

@@ -172,7 +172,7 @@ def backward(
     call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, mixed)
     (N, T, H, dk), (HV, dv), M = q.shape, v.shape[2:], call.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
-    dv_, dmemory = torch.empty_like(v), dlast.clone()
+    dv_, dmemory = torch.empty_like(v), torch.zeros_like(first) if dlast is None else dlast.clone()
     dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
     dkept = torch.empty_like(kept) if mixed and kept is not None else None
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
