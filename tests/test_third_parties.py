@@ -233,6 +233,15 @@ def test_a_broken_package_harms_only_those_who_name_it(installed):
         ttr.SpecError, match=r"optimizer.kind='broken': 'ttr_gone:Broken', which offers it, cannot be imported: ModuleNotFound"
     ):
         ttr.spec({"optimizer": "broken"})
+    with pytest.raises(ttr.SpecError, match="optimizer kind 'bare': Bare must be a @dataclass"):  # its step would be the base's
+
+        @ttr.optimizer("bare")
+        class Bare(ttr.Optimizer):
+            step: ttr.Signal = ttr.signal("sigmoid")
+
+            def update(self, z, g, s):
+                return (z[0] - s.step * g,)
+
     with pytest.raises(ttr.SpecError, match="optimizer kind 'function': no_class must be a @dataclass"):
         ttr.spec({"optimizer": "function"})
     assert ttr.spec({"optimizer": "borrowed"}).optimizer.kind == "borrowed"
