@@ -90,7 +90,7 @@ SPILLS: dict[str, int] = {
     # two states of 128 x 64 take half of the registers; what is put away are addresses that do not change from chunk to chunk
     "two slots 128 128 2 True False forward_kernel": 144,
     "two slots 128 128 2 True False reverse_kernel": 64,
-    "two slots 128 128 2 True False tokens_kernel": 48,
+    "two slots 128 128 2 True False tokens_kernel": 40,
     "two slots 64 64 2 True False pairs_kernel": 8,
     "two slots 128 128 2 False True forward_kernel": 24,
     "two slots 128 128 2 False True reverse_kernel": 24,

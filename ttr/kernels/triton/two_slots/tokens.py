@@ -40,6 +40,7 @@ def tokens_kernel(
     if ERASE:
         value = load_rows(dv + head * DV, token, t, valid, values, HV * DV, DV, BV)
         look = load_rows(look_pairs + head * C, token, t, valid, t, HV * C, C, C)
+        look += tl.trans(look)  # exact: of every two numbers that meet here one is 0
         l0, l1 = load_look(here, LEVELS, t, C)
     dr0 = tl.zeros([C], tl.float32)
     dr1 = dr0
@@ -81,7 +82,6 @@ def tokens_kernel(
             dl1 -= tl.sum(x * key.to(tl.float32), 1)
             grad -= x * l1[:, None]
             grad = tl.dot(look, key, acc=grad, input_precision=PRECISION)
-            grad = tl.dot(tl.trans(look), key, acc=grad, input_precision=PRECISION)
         grad = tl.dot(tl.trans(read), query, acc=grad, input_precision=PRECISION)
         store_rows(dk + head * DK, token, grad, t, valid, keys, HV * DK, DK, BK)
         p00 += tl.sum(d0.to(tl.float32) * z0.to(tl.float32), 1)
