@@ -116,14 +116,18 @@ def targets(spec, *, device: str = "cpu", **known: Any) -> dict[str, str]:
         return {"recurrent": possible["recurrent"], **kernels, **possible}
     if not in_float32(spec):
         return {**kernels, **possible}
-    chunks = {path: why for path, why in possible.items() if path == "chunk"}  # one event or solve at a time: behind torch's closed forms
+    # slower than torch's closed forms (one event at a time, mesa), or not timed beside them
+    chunks = {path: why for path, why in possible.items() if path == "chunk"}
     return {**chunks, **kernels, **possible}
 
 
 def _kernels(spec) -> str:
     """What path='triton' makes of a declaration that it serves."""
     if spec.regressor.family == "least_squares":
-        solve = "conjugate gradients on all tokens of a chunk at once" if spec.optimizer.kind == "cg" else "elimination at every token"
+        solve = "elimination at every token (less memory; for mesa slower, with a gate not timed beside torch's)"
+        if spec.optimizer.kind == "cg":
+            solve = "conjugate gradients on all tokens of a chunk at once"
+            solve += ", in float32 (not timed beside torch's)" if in_float32(spec) else ""
         return f"Triton kernels: the statistics between chunks, {solve}"
     if spec.mini_batch != 1:
         return f"Triton kernels: gradients of a mini-batch ({spec.mini_batch}) at its first weights, masked attention inside it"

@@ -54,6 +54,21 @@ def test_autocast_leaves_the_memory_in_float32(name):
                 torch.testing.assert_close(a, tiles[1].weights[name_], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ttr.presets())
+def test_autocast_leaves_streams_and_output_gates_in_16_bits(name):
+    """Learned constants in float32 would widen them, and with them what the kernels compute in; log decays and steps stay in float32."""
+    mixer, x, seen = ttr.Mixer(32, name, head_dim=8).eval(), torch.randn(2, 9, 32), {}
+    mixer.signals.register_forward_hook(lambda _module, _given, y: seen.update(y))
+    mixer.o_proj.register_forward_pre_hook(lambda _module, given: seen.update(o=given[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixer(x)
+        given = mixer.inputs(x)
+    streams = {"q": given.q, "k": given.k, "v": given.v} | ({} if given.write_key is None else {"write_key": given.write_key})
+    declared = mixer.spec.signals()
+    assert {key for key in seen if seen[key].dtype != torch.float32 and key in declared} == set()
+    assert {key: y.dtype for key, y in (seen | streams).items() if key not in declared and y.dtype != torch.bfloat16} == {}
+
+
 @pytest.mark.parametrize("name", ["ttt_linear", "titans", "gated_deltanet", "mesanet", "softmax"])
 def test_inference_mode_gives_the_same_outputs(name):
     """Lightning evaluates under inference mode, where torch.func.grad gives zeros on torch 2.11."""

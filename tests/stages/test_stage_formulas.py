@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import ttr
 from ttr.layers import Mixer
 from ttr.registry import STAGES, stage
-from ttr.stages import Call, Stage, StreamSize, Timeline
+from ttr.stages import Call, Stage, StreamSize, Timeline, norms
 
 B, T, H, D = 2, 7, 3, 4
 
@@ -121,7 +121,23 @@ def test_rms_by_one_step_of_torch_and_by_its_formula(x, over, affine, dtype):
     axes = -1 if over == "head" else (-2, -1)
     expected = (x.double() * (x.double().square().mean(axes, keepdim=True) + 1e-5).rsqrt() * module.weight).to(dtype)
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(torch.autograd.grad(y.sin().sum(), x), torch.autograd.grad(expected.sin().sum(), x))
+    leaves = x, module.weight
+    got, gradients = torch.autograd.grad(y.sin().sum(), leaves), torch.autograd.grad(expected.sin().sum(), leaves)
+    torch.testing.assert_close(got, gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_rms_takes_one_step_of_torch_and_keeps_the_dtype(x, monkeypatch):
+    """CUDA's autocast has the step give float32 out."""
+    taken = []
+    monkeypatch.setattr(norms, "rms_norm", lambda *args: taken.append(args) or F.rms_norm(*args).float())
+    module = STAGES.get("rms")().build(
+        StreamSize(name="q", key="q_0", heads=H, width=D, micro_steps=1, d_model=H * D, keys=(H, D), mini_batch=4)
+    )
+    for dtype, steps in ((torch.float32, 1), (torch.bfloat16, 1)):
+        assert module(x.to(dtype), None).dtype == dtype
+        assert len(taken) == steps
+    assert module.bfloat16()(x.bfloat16(), None).dtype == torch.bfloat16
+    assert len(taken) == 2
 
 
 def test_group_norm_is_layer_norm_per_head(x):

@@ -50,7 +50,8 @@ def regress(
     {kind: dual, compile: true} (whole mini-batches through torch.compile, slow at first). dual multiplies large matrices with
     bf16 operands where q, k and v are bf16, and keeps all else in float32: numbers are right to bf16's rounding (2^-9) times
     what the memory makes of it; cast q, k and v to float32 for operands in float32. triton (what auto takes on a GPU
-    of compute capability 9.0 or more, where kernels go over chunks or mini-batches, or torch has no chunks) computes in the
+    of compute capability 9.0 or more, where kernels go over chunks or mini-batches, or torch has no chunks; not for exact least
+    squares and ridges that decay) computes in the
     widest dtype of q, k and v (one event at a time, exact least squares and ridges that decay: in float32), has no second
     derivative, and, but for mini-batches, looks at the values of cu_seqlens on the device alone: wrong ones are a device-side
     assertion.

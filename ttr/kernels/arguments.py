@@ -15,6 +15,7 @@ from ..constant import constant
 from ..gates import constant_decay
 from ..registry import unknown
 from ..spec import Spec
+from .eager import known
 
 Sizes = tuple[int, int, int, int, int, int]  # B, T, H, Hv, dk, dv
 
@@ -223,7 +224,7 @@ def _check_decay(decay: Tensor | float) -> None:
         if not decay <= 0:
             raise ValueError(f"log_decay: got a maximum of {decay:.4g}, expected natural logs <= 0 (is this a factor, not its log?)")
         return
-    if not _can_look(decay):
+    if not known(decay):
         return
     if not bool((decay <= 0).all()):
         if bool(decay.isnan().any()):
@@ -235,17 +236,11 @@ def _check_decay(decay: Tensor | float) -> None:
 
 def _check_weight(weight: Tensor | float) -> None:
     """A negative weight that is declared never to be is refused where a decay is: it has no square root, which a path may take."""
-    if isinstance(weight, Tensor) and not (_can_look(weight) and weight.numel()):
+    if isinstance(weight, Tensor) and not (known(weight) and weight.numel()):
         return
     least = weight.detach().min().item() if isinstance(weight, Tensor) else weight
     if least < 0:
         raise ValueError(f"weight: got a minimum of {least:.4g}, expected >= 0, as declared (a map that may be negative: identity)")
-
-
-def _can_look(x: Tensor) -> bool:
-    """Whether its numbers are known without waiting: eager and on the CPU."""
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not functorch.is_functorch_wrapped_tensor(x)
 
 
 def check_packed(cu_seqlens: Tensor, B: int) -> None:

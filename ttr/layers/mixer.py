@@ -120,7 +120,7 @@ class Mixer(CausalLayer[MixerState]):
             if isinstance(stage, OutputGate):
                 signals[f"output_{i}"] = gate = stage.gate_signal  # type: ignore[attr-defined]
                 width = gate.width(self.dk, self.dv, tensors)
-                sizes[f"output_{i}"] = SignalSize(heads, width, shift_power=OUTPUT_SHIFT_POWER, wide=gate.per == "head")
+                sizes[f"output_{i}"] = SignalSize(heads, width, shift_power=OUTPUT_SHIFT_POWER, wide=False)
         total = {name: stream.total for name, stream in self._by_name().items()}
         sources = {"x": self.d_model, "shift": self.d_model, "v": total["v"], "qkv": total["q"] + total["k"] + total["v"]}
         return SignalProjection(

@@ -165,7 +165,8 @@ class SignalProjection(nn.Module):
         if self.sizes[name].wide and z.dtype in (torch.float16, torch.bfloat16):
             z = z.float()
         if name in self.bias:
-            z = z + self.bias[name]
+            bias = self.bias[name]
+            z = z + (bias if self.sizes[name].wide else bias.to(z.dtype))
         cap = self.signals[name].softcap
         return z if cap is None else cap * torch.tanh(z / cap)
 

@@ -23,8 +23,9 @@ def build(stages: tuple[Stage, ...], size: StreamSize, first: int = 0) -> tuple[
 
 
 def run(stages: nn.ModuleList, x: Tensor, call: Call) -> Tensor:
+    """One stage after the other. A stream keeps its dtype: under autocast, learned constants in float32 would widen it."""
     for stage in stages:
-        x = stage(x, call)
+        x = stage(x, call).to(x.dtype)
     return x
 
 

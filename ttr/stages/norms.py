@@ -84,8 +84,8 @@ class RMS(AffineNorm):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
     def weighed(self, x, weight):
-        """Of a weight of another dtype torch's kernel does not take, and rounds twice instead."""
-        return rms_norm(x, x.shape[-1:], weight, self.eps) if type(self) is RMS and weight.dtype == x.dtype else None
+        """A weight of another dtype torch's kernel does not take, and rounds twice instead; under autocast it gives float32 out."""
+        return rms_norm(x, x.shape[-1:], weight, self.eps).to(x.dtype) if type(self) is RMS and weight.dtype == x.dtype else None
 
 
 @stage("layer")

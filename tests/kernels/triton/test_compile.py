@@ -1,10 +1,10 @@
 """The kernels compiled for sm_90, on any machine: nothing spills, and nothing holds a pattern that Triton miscompiles.
 
-What is compiled is trimmed for continuous integration: six rows of the committed table stand for all of it (compile_only.SUBSET),
-two declarations of one slot beside the weights, one size of least squares, by head, by channel and solved exactly, and three gates
-a channel for theirs (compile_only's *_SUBSET). TTR_COMPILE_ALL=1 compiles the rest as well (compile_only.py --all): every row, cut
-into segments and packed too, in half an hour to an hour. SPILLS knows of the rest too, but for the table's other rows and calls: of
-those nobody watches what spills (float32 and heads of 256 much).
+What is compiled is trimmed for continuous integration: six rows of the committed table stand for all of it, two declarations of one
+slot beside the weights, one size of least squares, by head, by channel and solved exactly, and three gates a channel for theirs (the
+SUBSETs in `launches`). TTR_COMPILE_ALL=1 compiles the rest as well (`compile_only` --all): every row, cut into segments and packed
+too, in half an hour to an hour. SPILLS knows of the rest too, but for the table's other rows and calls: of those nobody watches what
+spills (float32 and heads of 256 much).
 """
 
 import fcntl
@@ -156,8 +156,8 @@ def report(tmp_path_factory):
 def compile_only() -> str:
     everything = ["--all"] if os.environ.get("TTR_COMPILE_ALL") == "1" else []
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    script = [sys.executable, str(Path(__file__).with_name("compile_only.py")), *everything]
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")])
+    script = [sys.executable, "-m", "kernels.triton.compile_only", *everything]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.splitlines()[-1]

@@ -29,7 +29,10 @@ def declare(gate="scalar", read="after", weight="sigmoid", ridge=4.0, floor=0.25
 MESANET = ttr.spec("mesanet", optimizer={"iterations": 6})  # fewer steps than the preset's 30: the interpreter is slow
 BY_CHANNEL = declare("vector")
 BOTH = pytest.mark.parametrize("spec", [MESANET, BY_CHANNEL], ids=["a decay a head", "a decay a channel"])
-ALL = pytest.mark.parametrize("spec", [MESANET, BY_CHANNEL, ttr.spec("mesa")], ids=["a decay a head", "a decay a channel", "exact"])
+EXACT = ttr.spec("mesa"), ttr.spec(BY_CHANNEL, optimizer="cholesky")
+ALL = pytest.mark.parametrize(
+    "spec", [MESANET, BY_CHANNEL, *EXACT], ids=["a decay a head", "a decay a channel", "exact", "exact, a decay a channel"]
+)
 
 MECHANISMS = {
     "mesanet": MESANET,

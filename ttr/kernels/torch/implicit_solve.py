@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..eager import known
+
 Product = Callable[..., Tensor]  # (p, *theta) -> M(theta) p, M symmetric, differentiable in theta
 Solver = Callable[..., Tensor]  # (q, *theta) -> x with M(theta) x = q
 
@@ -74,7 +76,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], q: Tensor, iteratio
     limit = max(tolerance, torch.finfo(q.dtype).eps) ** 2 * rr
     for _ in range(iterations):
         moving = rr > limit
-        if q.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(moving.any()):
+        if known(q) and not bool(moving.any()):
             break  # every further step would be void
         y = product(p)
         step = torch.where(moving, rr / torch.where(moving, (p * y).sum(-1, keepdim=True), 1), 0)

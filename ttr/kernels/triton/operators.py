@@ -70,12 +70,6 @@ def launched(bound: Callable, x: Tensor, *args: Any) -> None:
             bound(x, *args)
 
 
-def must_be_seen(x: Tensor) -> bool:
-    """Whether somebody follows what happens to x who cannot follow a launch: a vmap (torch.func's, is_grads_batched's), a tracer."""
-    functorch = torch._C._functorch  # type: ignore[attr-defined]
-    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x) or torch._C._len_torch_dispatch_stack() > 0
-
-
 def empty_likes(*tensors: Tensor | None) -> list[Tensor]:
     """As kernels make them: contiguous, and none for None."""
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors if x is not None]

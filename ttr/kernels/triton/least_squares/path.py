@@ -68,9 +68,12 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
 
 def lacking(spec: Spec, start: Tensor, log_decay: Tensor | None, cu_seqlens: Tensor | None, tokens: tuple[int, ...]) -> Tensor:
     """What the ridge's scale s_t lacks of the least it may be, where it is read: [B, T, Hv, dk]. start: [N, Hv, dk]."""
-    least = least_scale(torch.float32)
+    least, start, first = least_scale(torch.float32), start[:, None], None
+    if cu_seqlens is not None:
+        sequence = torch.searchsorted(cu_seqlens[1:].long(), torch.arange(tokens[1], device=start.device), right=True)
+        start, first = start[sequence, 0][None], cu_seqlens[sequence].long()  # of every token's own sequence
     if log_decay is None:
-        return (least - start[:, None]).clamp(min=0).expand(*tokens, *start.shape[1:])
+        return (least - start).clamp(min=0).expand(*tokens, *start.shape[2:])
     d = 1 + (log_decay.ndim in (2, 4))
     x = log_decay.double().clamp(min=math.log(least) - 10)  # more is all of it, and infinities have no differences
     x = x.expand(*tokens, *x.shape[-d:]) if x.ndim == d else x
@@ -78,9 +81,6 @@ def lacking(spec: Spec, start: Tensor, log_decay: Tensor | None, cu_seqlens: Ten
     summed = x.cumsum(1)
     before = summed - x
     read = before if spec.read.at == "before" else summed
-    start = start[:, None]
-    if cu_seqlens is not None:
-        token = torch.arange(tokens[1], device=x.device)
-        sequence = torch.searchsorted(cu_seqlens[1:].long(), token, right=True)
-        read, start = read - before[:, cu_seqlens[sequence].long()], start[sequence, 0][None]
+    if first is not None:
+        read = read - before[:, first]
     return (least - start * read.exp().float()).clamp(min=0)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...eager import must_be_seen
 from ..launch import Bound
-from ..operators import launched, must_be_seen, ready
+from ..operators import launched, ready
 from ..shapes import ceil_div, power_of_two
 from .kernels import unit_norm_gradient_kernel, unit_norm_kernel
 

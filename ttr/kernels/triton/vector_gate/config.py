@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import configs
-from ..buffers import Layout
+from ..buffers import Layout, Shapes
 from ..configs import Launch
 from ..shapes import Sizes, ceil_div
-
-Arrays = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 NARROWEST = 64  # channels of a tile in 16 bits: Triton 3.6 compiles narrower ones to wrong numbers or addresses on Hopper
 
@@ -79,14 +77,14 @@ def choose(arch: str, dtype: torch.dtype, dk: int, dv: int, erase: bool, added: 
     return (_choose.__wrapped__ if symbolic else _choose)(arch, dtype, dk, dv, erase, added, heads, T)
 
 
-def rows(s: Sizes, dtype: torch.dtype, erase: bool, added: bool) -> Arrays:
+def rows(s: Sizes, dtype: torch.dtype, erase: bool, added: bool) -> Shapes:
     """What `prepare` makes of a chunk's tokens."""
     names = "queries", "writes", *["looks"] * erase, *["added"] * added
     return dict.fromkeys(names, ((s.tokens, s.HV, s.dk), dtype))
 
 
-def pairs(s: Sizes, dtype: torch.dtype, added: bool, config: Config, packed: bool) -> Arrays:
-    """What it makes of the pairs of a chunk's tokens but for `inverse`, what is left of a state behind it, and which chunks are far."""
+def between(s: Sizes, dtype: torch.dtype, added: bool, config: Config, packed: bool) -> Shapes:
+    """What it makes of a whole chunk: of the pairs of its tokens (but for `inverse`), what is left of a state behind it, if it is far."""
     names, chunks = ("reads", *["added_reads", "added_errors"] * added), s.slots(config.chunk, packed)
     of_chunks = {"left": ((chunks, s.HV, s.dk), torch.float32), "far": ((chunks, s.HV), torch.int32)}
     return dict.fromkeys(names, ((s.tokens, s.HV, config.chunk), dtype)) | of_chunks
@@ -97,10 +95,9 @@ def saved(s: Sizes, dtype: torch.dtype, erase: bool, added: bool, config: Config
 
     Of the delta rule, backward makes the rows again: that costs less than the memory, which the errors take too.
     """
-    out: Arrays = {}
-    of_pairs = pairs(s, dtype, added, config, packed)
+    out, rest = {}, dict(between(s, dtype, added, config, packed))
     if erase:
-        out["inverse"] = of_pairs["reads"]
+        out["inverse"] = rest["reads"]
     if erase and save:
         out["error"] = (s.tokens, s.HV, s.dv), dtype
     # [N, segments, Hv], where sequences are split: the state before each, and its matrix (erase) or a factor a key channel
@@ -109,6 +106,6 @@ def saved(s: Sizes, dtype: torch.dtype, erase: bool, added: bool, config: Config
     out["transfer"] = (pieces, s.dk, s.dk) if erase else (pieces, s.dk), torch.float32
     if save:
         if added:
-            out["added_looks"] = of_pairs.pop("added_errors")
-        out |= of_pairs if erase else of_pairs | rows(s, dtype, False, False)
+            out["added_looks"] = rest.pop("added_errors")
+        out |= rest if erase else {**rest, **rows(s, dtype, False, False)}
     return Layout(out)

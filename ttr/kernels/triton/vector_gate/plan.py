@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
-from ..buffers import Layout
+from ..buffers import Layout, Shapes
 from ..launch import Bound
 from ..scalar_gate import segments as erased
 from ..shapes import Sizes, ceil_div, power_of_two, sizes_of
-from .config import NARROWEST, Config, pairs, rows, saved
+from .config import NARROWEST, Config, between, rows, saved
 from .forward import forward_kernel
 from .gradients import gradients_kernel
 from .gradients_far import gradients_far_kernel
@@ -71,11 +71,6 @@ class Plan:
         self.key_tiles = ceil_div(s.dk, self.key_tile)
         self.value_tile = self.tile(NARROWEST if kind.dtype.itemsize == 2 else 32, s.dv)  # of a state, in gradients
         self.kept = saved(s, kind.dtype, rule.erase, rule.added, config, kind.room, kind.packed, save)
-        of_rows, of_pairs = rows(s, kind.dtype, rule.erase, rule.added), pairs(s, kind.dtype, rule.added, config, kind.packed)
-        # beside what is kept: what forward makes, and what backward makes again
-        self.made, self.again = (
-            Layout({name: x for name, x in made.items() if name not in self.kept.places}) for made in (of_rows | of_pairs, of_rows)
-        )
         self.numbers = {
             "H": s.H, "HV": s.HV, "DK": s.dk, "DV": s.dv, "BK": self.tile(power_of_two(s.dk), s.dk), "C": config.chunk, "ERASE": rule.erase,
             "ADDED": rule.added, "WEIGHTED": kind.weight is not None, "BY_CHANNEL": kind.weight == 4, "LOOK_BEFORE": rule.look_before,
@@ -84,6 +79,21 @@ class Plan:
             "PER_TOKEN": int(kind.log_decay == 4),
         }  # fmt: skip
         self.bound: dict[str, Bound] = {}
+
+    @cached_property
+    def made(self) -> Layout:
+        """What forward makes beside what is kept."""
+        s, dtype, rule = self.kind.sizes, self.kind.dtype, self.kind.rule
+        return self.beside({**rows(s, dtype, rule.erase, rule.added), **between(s, dtype, rule.added, self.kind.config, self.kind.packed)})
+
+    @cached_property
+    def again(self) -> Layout:
+        """What backward makes again."""
+        return self.beside(rows(self.kind.sizes, self.kind.dtype, self.kind.rule.erase, self.kind.rule.added))
+
+    def beside(self, shapes: Shapes) -> Layout:
+        """Those of them that are not kept."""
+        return Layout({name: x for name, x in shapes.items() if name not in self.kept.places})
 
     def tile(self, most: int, channels: int) -> int:
         """What a head has of channels in tiles of so many at most; those it does not have are masked."""

@@ -11,8 +11,8 @@ from ..launch import prepare
 from .config import Config
 from .plan import Plan, Rule, kind_of, plan_of
 
-ROWS = "queries", "looks", "writes", "added"  # of every chunk, as the next
-PAIRS = "reads", "added_reads", "added_errors", "added_looks", "left", "far"
+ROWS = "queries", "looks", "writes", "added"  # of a chunk's tokens
+BETWEEN = "reads", "added_reads", "added_errors", "added_looks", "left", "far"  # of a chunk
 
 
 def forward(
@@ -30,7 +30,7 @@ def forward(
     o, last = torch.empty_like(v), q.new_empty((s.N, s.HV, s.dk, s.dv), dtype=torch.float32)
     inverse = kept.get("inverse")
     prepare_chunks(plan, q, k, p, log_decay, weight, inverse, made, cu_seqlens, scale)
-    rows, (reads, added_reads, added_errors, _, left, _) = (tuple(made.get(name) for name in names) for names in (ROWS, PAIRS))
+    rows, (reads, added_reads, added_errors, _, left, _) = (tuple(made.get(name) for name in names) for names in (ROWS, BETWEEN))
     inputs = *rows, added_errors if rule.added else inverse, reads, added_reads, left, v
     scanned = cu_seqlens, s.T, segments, plan.segment_chunks
     start = initial
@@ -44,8 +44,8 @@ def forward(
 
 def prepare_chunks(plan: Plan, q, k, p, log_decay, weight, inverse, made: dict[str, Any], cu_seqlens, scale: float) -> None:
     """made: of them, what `plan.made` lays out, and what is kept."""
-    rows, pairs = (tuple(made.get(name) for name in names) for names in (ROWS, PAIRS))
-    s, given = plan.kind.sizes, (q, k, p, log_decay, weight, inverse, *rows, *pairs, cu_seqlens)
+    rows, rest = (tuple(made.get(name) for name in names) for names in (ROWS, BETWEEN))
+    s, given = plan.kind.sizes, (q, k, p, log_decay, weight, inverse, *rows, *rest, cu_seqlens)
     plan.prepare()(*given, s.N, s.T, scale, plan.weight_stride)
     plan.prepare_far()(*given, s.N, s.T, plan.chunks * s.HV, scale, plan.weight_stride)
 
@@ -63,7 +63,7 @@ def backward(
     kept, scratch = plan.kept.arrays(buffer), plan.again.make(q)
     made = kept | plan.again.arrays(scratch)
     inverse, error = kept.get("inverse"), kept.get("error", v)
-    rows, (reads, added_reads, _, added_looks, left, far) = (tuple(made.get(name) for name in names) for names in (ROWS, PAIRS))
+    rows, (reads, added_reads, _, added_looks, left, far) = (tuple(made.get(name) for name in names) for names in (ROWS, BETWEEN))
     if plan.again.places:
         plan.rows()(q, k, p, log_decay, weight, inverse, *rows, cu_seqlens, s.N, s.T, scale, plan.weight_stride)
     queries, looks, writes, added = rows
