@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from experiments.mixers import MixerEntry, choose_mixers
 from experiments.tasks import TASKS, Task
@@ -90,7 +91,7 @@ class Config:
 
     name: str = ""  # names the folder of results; the file's name if left out
     title: str = ""
-    notes: str = ""  # printed under the table
+    notes: str = ""  # on its own mixers, printed under the table
     task: Any = None  # a mapping with `kind`, read by the task's own dataclass
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -152,7 +153,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         "task": dataclasses.asdict(typing.cast(Any, task)),
         "mixers": {mixer.label: mixer.declaration for mixer in mixers},
     }
-    config = dataclasses.replace(config, name=config.name or name, **resolved)
+    notes = "" if mixer_overrides else config.notes
+    config = dataclasses.replace(config, name=config.name or name, notes=notes, **resolved)
     _check(config)
     for mixer in mixers:
         try:
@@ -188,8 +190,15 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any
         key, equals, _ = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"expected key=value, got {item!r}")
-        value = OmegaConf.from_dotlist([f"value{item[len(key) :]}"])
+        try:
+            value = OmegaConf.from_dotlist([f"value{item[len(key) :]}"])
+        except YAMLError:
+            raise ConfigError(f"{item!r}: the value is no YAML (a bracket, brace or quote left open?)") from None
         value = typing.cast(dict[str, Any], OmegaConf.to_container(value))["value"]
+        if key == "mixer" and key in chosen:
+            raise ConfigError(f"mixer is given twice: {chosen[key]!r} and {value!r}; several are mixers=[a,b]")
+        if key == "mixers" and not isinstance(value, (list, dict)):
+            raise ConfigError(f"mixers={value!r}: expected a list, as [{value}]")
         if key == "mixer" or key.startswith("mixer.") or (key == "mixers" and isinstance(value, list)):
             chosen[key] = value
         else:
@@ -258,6 +267,9 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{name}={value}: expected at least {least}")
     if not 0 <= train.warmup < 1:
         raise ConfigError(f"train.warmup={train.warmup}: expected a fraction of the steps, 0 <= warmup < 1")
+    for name, rates in (("train.lr", [train.lr]), ("lrs", config.lrs)):
+        if not all(0 < rate < float("inf") for rate in rates):
+            raise ConfigError(f"{name}={rates if name == 'lrs' else train.lr}: expected learning rates > 0")
     if not config.seeds:
         raise ConfigError("seeds is empty: give at least one, e.g. seeds=[0]")
 

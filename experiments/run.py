@@ -5,7 +5,7 @@ ends with a table and a picture. `mixer=` makes it one mixer: a label of the con
 mapping; `mixer.optimizer=momentum` changes its declaration.
 
     python -m experiments.run recall
-    python -m experiments.run recall mixer=gated_deltanet seeds=[0,1,2] train.lr=2e-3
+    python -m experiments.run recall mixer=gated_deltanet seeds=[0,1,2]
     python -m experiments.run mqar mixers=[deltanet,kda] lrs=[1e-3,3e-3] execution.jobs=4
 """
 

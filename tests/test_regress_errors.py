@@ -156,6 +156,11 @@ def test_refusal(name):
         assert part in str(refused.value)
 
 
+def test_the_declaration_in_front_is_told_where_it_belongs():
+    with pytest.raises(ValueError, match=r"q: got str, expected a tensor; the declaration comes fourth, regress\(q, k, v, spec\)"):
+        ttr.regress("gated_deltanet", *(torch.randn(1, 3, 2, 4) for _ in range(3)))
+
+
 def test_states_that_do_not_fit():
     with pytest.raises(ValueError, match="initial_state was made under another declaration") as refused:
         call(DELTA, initial_state=call(GATED)[1])

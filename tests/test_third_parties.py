@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def forget(monkeypatch):
     """What a test registers is forgotten after it."""
     for table in REGISTRIES.values():
         monkeypatch.setattr(table, "_classes", dict(table._classes))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    yield
+    sys.modules.pop("ttr_extra", None)
 
 
 def register_halved() -> type:
@@ -129,6 +131,24 @@ def test_every_slot_takes_third_parties():
     assert y.shape == (1, 5, 8)
 
 
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize(
+    ("returned", "said"), [(lambda z, g: z[0] - g, "Tensor"), (lambda z, g: (z[0] - g,), "1 slots")], ids=["bare", "few"]
+)
+def test_an_update_that_returns_no_tuple_of_slots(linear, returned, said):
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong(ttr.Optimizer):
+        kind: ClassVar[str] = "wrong"
+        slots: ClassVar[tuple[str, ...]] = ("slow",)
+
+        def update(self, z, g, s):
+            return returned(z, g)
+
+    Wrong.linear = linear  # type: ignore[misc]
+    with pytest.raises(ttr.SpecError, match=rf"optimizer 'wrong': update returned {said}, expected a tuple of 2: \('weights', 'slow'\)"):
+        testing.call(testing.random_inputs(ttr.Spec(optimizer=ttr.optimizer("wrong")(Wrong)()), T=3), "definition")
+
+
 def test_what_a_kind_must_be():
     with pytest.raises(ttr.SpecError, match="optimizer kind 'thawed': Thawed must be a @dataclass"):
 
@@ -136,6 +156,15 @@ def test_what_a_kind_must_be():
         @dataclass(kw_only=True)
         class Thawed:
             pass
+
+    with pytest.raises(ttr.SpecError, match="optimizer kind 'bare': Bare must be a @dataclass"):  # its step would be the base's
+
+        @ttr.optimizer("bare")
+        class Bare(ttr.Optimizer):
+            step: ttr.Signal = ttr.signal("sigmoid")
+
+            def update(self, z, g, s):
+                return (z[0] - s.step * g,)
 
     with pytest.raises(ttr.SpecError, match="gate kind 'misplaced': Misplaced must derive from the base class of this slot"):
 
@@ -173,6 +202,7 @@ def test_an_unregistered_subclass_is_not_taken_for_its_parent():
 
 PACKAGE = """
 from dataclasses import dataclass
+from typing import ClassVar
 import ttr
 
 @ttr.optimizer("borrowed")

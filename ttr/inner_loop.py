@@ -158,7 +158,7 @@ class InnerLoop:
                     open_ = self._gather(open_, g, s, keep if j == 0 else None)
                 else:
                     before = z
-                    z = {name: optimizer.update(decayed[name], g[name], self.own(s, name)) for name in z}
+                    z = {name: optimizer.updated(decayed[name], g[name], self.own(s, name)) for name in z}
                     if spec.separate_write_key:
                         z = self._write(z, p, tokens, t, j, s)
                     z = self._project(z, before)
@@ -305,7 +305,7 @@ class InnerLoop:
 
     def updated(self, z: dict, gradients: Weights, signals: dict[str, Signals]) -> dict:
         """The slots of every weight tensor after an update, each by its own signals."""
-        return {name: self.optimizer.update(zs, gradients[name], signals[name]) for name, zs in z.items()}
+        return {name: self.optimizer.updated(zs, gradients[name], signals[name]) for name, zs in z.items()}
 
 
 def reopened(open_: dict) -> dict:

@@ -46,7 +46,8 @@ class Registry(Generic[T]):
         def enter(cls: type[T]) -> type[T]:
             params = getattr(cls, "__dataclass_params__", None)
             named = getattr(cls, "__name__", repr(cls))
-            if not isinstance(cls, type) or not is_dataclass(cls) or params is None or not params.frozen:
+            own = isinstance(cls, type) and "__dataclass_params__" in vars(cls)  # a base's would leave out the class's own fields
+            if not own or not is_dataclass(cls) or params is None or not params.frozen:
                 raise SpecError(f"{self.slot} kind {kind!r}: {named} must be a @dataclass(frozen=True, kw_only=True)")
             if getattr(cls, "registry", None) is not self:
                 raise SpecError(f"{self.slot} kind {kind!r}: {named} must derive from the base class of this slot")

@@ -86,8 +86,8 @@ class State(TreeMethods):
         return State(**trees, spec_hash=self.spec_hash)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tensors and the spec's hash: `torch.load(..., weights_only=True)` reads it back."""
-        return {**self._trees(), "spec_hash": self.spec_hash}
+        """Plain tensors without a graph, and the spec's hash: `torch.load(..., weights_only=True)` reads it back."""
+        return {**self.detach()._trees(), "spec_hash": self.spec_hash}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], spec: Any) -> State:

@@ -28,6 +28,10 @@ from experiments.config import ConfigError
         ("mixer.optimizer=momentum", r"say which with mixer=NAME; this experiment has \['delta', 'linear'\]"),
         ("mixers.delta.optimiser=delta", "mixer 'delta': .*optimiser"),
         ("train.lr", "expected key=value, got 'train.lr'"),
+        ("train.lr=-1", "train.lr=-1.0: expected learning rates > 0"),
+        ("lrs=[1e-3,0]", r"lrs=\[0.001, 0.0\]: expected learning rates > 0"),
+        ("mixers=delta", r"mixers='delta': expected a list, as \[delta\]"),
+        ("seeds=[0", r"'seeds=\[0': the value is no YAML"),
     ],
 )
 def test_what_cannot_be_run_is_refused(tiny, override, message):
@@ -54,6 +58,8 @@ def test_one_mixer_can_be_chosen_and_changed(tiny):
 
     assert list(declarations("mixer=delta")) == ["delta"]
     assert list(declarations("mixers=[linear]")) == ["linear"]
+    with pytest.raises(ConfigError, match=r"mixer is given twice: 'delta' and 'linear'; several are mixers=\[a,b\]"):
+        declarations("mixer=delta", "mixer=linear")
     changed = declarations("mixer=delta", "mixer.optimizer=momentum")
     assert list(changed) == ["delta optimizer=momentum"]
     assert changed["delta optimizer=momentum"][0]["optimizer"] == "momentum"

@@ -36,6 +36,16 @@ def test_save_and_restore(name):
         MixerState.from_dict({k: v for k, v in state.to_dict().items() if k != "memory"}, mixer)
 
 
+def test_a_state_of_another_declaration_is_refused_before_anything_is_computed():
+    """Whether or not its convolutions fit, and saved from training without its graph."""
+    x = torch.randn(2, 3, 64)
+    state = Mixer(64, "gated_deltanet", n_heads=2).prefill(x)[1]
+    for call in (lambda mixer: mixer.step(x[:, 0], state), lambda mixer: mixer.prefill(x, state)):
+        with pytest.raises(ValueError, match="state was made under another declaration"):
+            call(Mixer(64, "deltanet", n_heads=2))
+    assert not any(t.requires_grad for t in pytree.tree_leaves(state.to_dict()) if isinstance(t, torch.Tensor))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_select_reorders_sequences(name):
     torch.manual_seed(0)

@@ -112,6 +112,7 @@ def test_block():
     [
         (lambda: LM(10, 32, "deltanet"), "expected a sequence of specs"),
         (lambda: LM(10, 32, []), "expected a sequence of specs"),
+        (lambda: LM(10, 32, 4), "layers=4: expected a sequence of specs"),
         (lambda: LM(10, 32, ["deltanet"])(torch.randn(2, 3)), "expected int64 [B, T]"),
         (lambda: LM(10, 32, ["deltanet"])(torch.tensor([[3, 10]])), "tokens: got 3 to 10, expected 0 to 9"),
         (lambda: LM(10, 32, ["deltanet"]).step(torch.zeros(2, 1).long(), None), "expected int64 [B]"),  # type: ignore[arg-type]

@@ -117,6 +117,14 @@ class Optimizer(Piece):
     def read(self, z: Slots, s: Signals) -> Tensor:
         return z[0]
 
+    def updated(self, z: Slots, g: Tensor, s: Signals) -> Slots:
+        """`update`; raises SpecError where it does not return a tuple of as many tensors as there are slots."""
+        new, expected = self.update(z, g, s), ("weights", *self.slots)
+        if not isinstance(new, tuple) or len(new) != len(expected):
+            got = f"{len(new)} slots" if isinstance(new, tuple) else type(new).__name__
+            raise SpecError(f"optimizer {self.kind!r}: update returned {got}, expected a tuple of {len(expected)}: {expected}")
+        return new
+
     def decayed_slots(self) -> tuple[bool, ...]:
         return tuple(name in self.decayed for name in ("weights", *self.slots))
 

@@ -60,6 +60,8 @@ def regress(
     Returns o: [B, T, Hv, dv] in v's dtype, and the State after the last token (float32, float64 for float64 inputs).
     Raises ValueError (SpecError for declarations) naming the argument, what came and what was expected.
     """
+    if not isinstance(q, Tensor):
+        raise ValueError(f"q: got {type(q).__name__}, expected a tensor; the declaration comes fourth, regress(q, k, v, spec)")
     spec = read_spec(spec)
     facts = facts_of(spec)
     given = {"step": step, "log_decay": log_decay, "momentum": momentum, **signals}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..choice import PathChoice
+from ..kernels.eager import known
 from ..spec import Spec
 from .block import EPS, Block
 from .causal import CausalLayer
@@ -40,7 +40,7 @@ class LM(nn.Module):
         **layer_overrides: Any,
     ):
         super().__init__()
-        if isinstance(layers, (str, Path, Mapping, Spec, Composition)) or not layers:
+        if isinstance(layers, (str, Path, Mapping, Spec, Composition)) or not isinstance(layers, Sequence) or not layers:
             raise ValueError(f"layers={layers!r}: expected a sequence of specs, one per block, e.g. ['kda', 'softmax']")
         self.init_std, self.tied = init_std, tie_embeddings
         self.embedding = nn.Embedding(vocab_size, d_model)
@@ -120,7 +120,7 @@ class LM(nn.Module):
     def _check_tokens(self, tokens: Tensor, shape: str) -> Tensor:
         if tokens.is_floating_point() or tokens.ndim != shape.count(",") + 1:
             raise ValueError(f"tokens: got {tokens.dtype} of shape {list(tokens.shape)}, expected int64 {shape}")
-        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():  # on a GPU it would wait for the values
+        if known(tokens) and tokens.numel():
             least, most = tokens.min().item(), tokens.max().item()
             if least < 0 or most >= self.embedding.num_embeddings:
                 raise ValueError(f"tokens: got {least} to {most}, expected 0 to {self.embedding.num_embeddings - 1} (vocab_size - 1)")

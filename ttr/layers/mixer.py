@@ -187,6 +187,11 @@ class Mixer(CausalLayer[MixerState]):
         self._check_input(x, None, cu_seqlens)
         return self._inputs(self._begin(x, None, cu_seqlens)[0])
 
+    def _check_state(self, state: Any, n: int) -> None:
+        super()._check_state(state, n)
+        if state.memory.spec_hash != self.spec.hash:
+            raise ValueError(f"state was made under another declaration (hash {state.memory.spec_hash!r}, this one {self.spec.hash!r})")
+
     def run(self, x: Tensor, state: MixerState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, MixerState]:
         o, state = self.heads(x, state, cu_seqlens)
         return self.o_proj(o), state

@@ -31,8 +31,9 @@ class MixerState(TreeMethods):
         return MixerState(self.memory._with(trees["memory"]), trees["conv"], trees["shift"], trees["position"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tensors and the spec's hash: `torch.load(..., weights_only=True)` reads it back."""
-        return {"memory": self.memory.to_dict(), "conv": self.conv, "shift": self.shift, "position": self.position}
+        """Plain tensors without a graph, and the spec's hash: `torch.load(..., weights_only=True)` reads it back."""
+        plain = self.detach()
+        return {"memory": plain.memory.to_dict(), "conv": plain.conv, "shift": plain.shift, "position": plain.position}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], spec: Any) -> MixerState:

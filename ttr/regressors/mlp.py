@@ -94,4 +94,7 @@ class MLP(Regressor):
 
     def check_sizes(self, dk, dv):
         if self.residual and dk != dv:
-            raise ValueError(f"regressor mlp with residual=true adds its input: it needs dk = dv, got dk={dk}, dv={dv}")
+            raise ValueError(
+                f"regressor mlp with residual=true adds its input: it needs dk = dv, got dk={dk}, dv={dv} (of a layer, "
+                "layer.expand_k and layer.expand_v make them)"
+            )

@@ -27,7 +27,7 @@ class Together(InnerLoop):
             like = signals[names[0]]
 
             def update(slots, gradient, values, like=like):
-                return self.optimizer.update(slots, gradient, like.replace(**values))
+                return self.optimizer.updated(slots, gradient, like.replace(**values))
 
             new = vmap(update)(slots, torch.stack([gradients[name] for name in names]), values)
             updated |= {name: tuple(x[i] for x in new) for i, name in enumerate(names)}
