@@ -62,6 +62,15 @@ def test_list_a_kind_in_words(capsys):
     rows = {line.split()[0]: line.split(None, 2)[1:] for line in table}
     assert rows["step"] == ["softplus", "a signal"] and rows["mini_batch"] == ["1", "a whole number or sequence"]
     assert rows["accumulate"] == ["false", "true or false"] and rows["position"] == ["none", "one of none, mean, learned"]
+    assert out.count("Every optimizer:\nA first-order rule.\n") == 1 and "accumulate: one update per mini-batch" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("slot", REGISTRIES)
+def test_list_a_slot(slot, capsys):
+    assert main(["list", slot]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith(f"{slot}: one of {', '.join(REGISTRIES[slot].kinds())} (what one takes: list KIND)")
+    assert ("a layer's stages gate" in out) == (slot == "gate"), "a kind too"
 
 
 def test_list_a_kind_that_is_none(capsys):

@@ -38,13 +38,16 @@ WORDS = {
 
 
 def of_kind(kind: str) -> str:
-    """Every slot that knows `kind`: its docstring and a table of its fields. Raises SpecError for a kind that none knows."""
+    """Every slot that knows `kind`: its docstring and a table of its fields; of a slot, its kinds. Raises SpecError for what is neither."""
+    found = []
+    if kind in REGISTRIES:
+        found = ["\n".join(textwrap.wrap(f"{kind}: one of {', '.join(REGISTRIES[kind].kinds())} (what one takes: list KIND)", WIDTH))]
     known = {slot: registry for slot, registry in REGISTRIES.items() if kind in registry.kinds()}
-    if not known and kind in (*presets(), *compositions()):
+    if not known and not found and kind in (*presets(), *compositions()):
         raise SpecError(f"kind={kind!r} is a whole declaration that comes with ttr: python -m ttr explain {kind}")
-    if not known:
-        raise unknown("kind", kind, {name for registry in REGISTRIES.values() for name in registry.kinds()})
-    return "\n\n".join(_section(slot, registry, kind) for slot, registry in known.items())
+    if not known and not found:
+        raise unknown("kind", kind, {*REGISTRIES, *(name for registry in REGISTRIES.values() for name in registry.kinds())})
+    return "\n\n".join([*found, *(_section(slot, registry, kind) for slot, registry in known.items())])
 
 
 def _section(slot: str, registry: Registry, kind: str) -> str:
@@ -59,6 +62,10 @@ def _section(slot: str, registry: Registry, kind: str) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(2)]
     lines = [f"{name.ljust(widths[0])}  {default.ljust(widths[1])}  {takes}" for name, default, takes in table]
     parts += lines if rows else ["It has no fields."]
+    for base in cls.__mro__[1:]:
+        if is_dataclass(base) and base.__doc__ and hints(cls).keys() & vars(base).get("__annotations__", {}).keys():
+            paragraphs = inspect.cleandoc(base.__doc__).split("\n\n")
+            parts += ["", f"Every {base.__name__.lower()}:", *(line for text in paragraphs for line in textwrap.wrap(text, WIDTH))]
     if any("a signal" in takes for *_, takes in rows):
         fields = [f"{name} ({takes})" for name, _, takes in _fields(Signal)]
         signal = f"A signal is a number, a map ({', '.join(SIGNAL_MAPS.kinds())}), or a mapping of: {', '.join(fields)}."
