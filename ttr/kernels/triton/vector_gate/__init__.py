@@ -4,7 +4,7 @@ E = v - S^T x, what the delta rule writes (ERASE; without it E = v); or -S^T x w
 (ADDED). x are the keys as they look; w, as they write, the same times a weight a head or a channel.
 
 forward    prepare, forward
-backward   (rows), states, reverse, [values], pairs, gradients
+backward   (rows), states, reverse, pairs, gradients, [values]
 between    where sequences are cut: forward and reverse once more, `local`, and segments (with ERASE the scalar gate's)
 
 In brackets: with ADDED; in parentheses: with ERASE, without it forward has kept the rows too. Only the scans (forward, states,

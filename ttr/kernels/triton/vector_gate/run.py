@@ -72,8 +72,7 @@ def backward(
     states, gradients = (empty((plan.chunks, s.HV, s.dk, s.dv)) for _ in range(2))
     plan.states()(writes, added, left, error, v, start, states, *scanned)
 
-    dv = torch.empty_like(v)
-    derror = torch.empty_like(v) if rule.added else dv
+    derror = torch.empty_like(v)
     first = None if initial is None else torch.empty_like(initial)
     inputs = queries, looks, writes, inverse, reads, left, do
     end = dlast
@@ -83,17 +82,18 @@ def backward(
         plan.join(dlast is not None, True)(dlast, local, kept["transfer"], end, segments)
         del local
     plan.reverse(False)(*inputs, end, derror, gradients, first, *scanned)
-    if rule.added:
-        plan.values()(added, added_reads, added_looks, gradients, do, derror, dv, cu_seqlens, s.N, s.T)
     del scratch, made, inputs, rows, queries, looks, writes, added, end
 
-    pair_shape = s.tokens, s.HV, config.chunk
-    reads = empty(pair_shape)
-    looks = empty(pair_shape) if rule.erase else None
-    added_reads, added_looks = (empty(pair_shape) if rule.added else None for _ in range(2))
-    plan.pairs()(error, v, do, derror, reads, looks, added_reads, added_looks, cu_seqlens, s.N, s.T, scale)
-    given = q, k, p, log_decay, weight, states, gradients, error, v, do, derror, reads, looks, added_reads, added_looks, None, far
+    wanted = True, rule.erase, rule.added, rule.added
+    dpairs = [empty((s.tokens, s.HV, config.chunk)) if there else None for there in wanted]
+    plan.pairs()(error, v, do, derror, *dpairs, cu_seqlens, s.N, s.T, scale)
+    given = q, k, p, log_decay, weight, states, gradients, error, v, do, derror, *dpairs, None, far
     dq, dk, dp, dlog_decay, dweight = of_chunks(plan, given, cu_seqlens, scale)
+    del given, states, dpairs
+    dv = derror
+    if rule.added:
+        dv = torch.empty_like(v)
+        plan.values()(p, log_decay, added_reads, added_looks, gradients, do, derror, dv, cu_seqlens, s.N, s.T)
     if s.HV != s.H:
         dq, dk, dp = (None if x is None else x.unflatten(2, (s.H, -1)).sum(3) for x in (dq, dk, dp))
     return dq, dk, dv, dp, dlog_decay, dweight, first

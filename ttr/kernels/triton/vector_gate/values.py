@@ -1,16 +1,20 @@
-"""The gradient of v where it is written with keys of its own: dV = added D + added_reads^T dO - added_looks^T dE."""
+"""The gradient of v where it is written with keys p of its own: dV = added D + added_reads^T dO - added_looks^T dE.
+
+added, p decayed to the chunk's end, is made here: this comes last, when the other rows are gone.
+"""
 
 import triton.language as tl
 
 from ..launch import kernel
 from ..tiles import load_block, load_rows, locate, product, sequence, store_rows
+from .decays import load_decays, power, summed
 
 
 @kernel("N T")
 def values_kernel(
-    added, added_reads, added_looks, gradients, do, derror, dv, cu_seqlens, N, T,
-    HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p, log_decay, added_reads, added_looks, gradients, do, derror, dv, cu_seqlens, N, T,
+    H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, WIDE: tl.constexpr, PER_TOKEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk, value head and tile of value channels a program, BK key channels at a time."""
     TILES: tl.constexpr = (DV + BV - 1) // BV
@@ -31,6 +35,9 @@ def values_kernel(
     x -= product(pairs, load_rows(derror + head * DV, token, t, valid, values, HV * DV, DV, BV), PRECISION)
     for start in range(0, DK, BK):
         keys = start + tl.arange(0, BK)
-        add = load_rows(added + head * DK, token, t, valid, keys, HV * DK, DK, BK)
+        decays = load_decays(log_decay + head * DK, token, t, valid, keys, HV * DK * PER_TOKEN, DK, BK, WIDE)
+        add = load_rows(p + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
+        G, _before, whole = summed(decays, t, False, WIDE)
+        add = (add.to(tl.float32) * power(whole - G)).to(add.dtype)
         x = tl.dot(add, load_block(state, keys, values, DK, DV), acc=x, input_precision=PRECISION)
     store_rows(dv + head * DV, token, x, t, valid, values, HV * DV, DV, BV)
