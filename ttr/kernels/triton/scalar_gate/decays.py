@@ -40,7 +40,7 @@ def cumulate_kernel(
 
 @triton.jit
 def sum_of_tiles(base, events, at, valid, HV: tl.constexpr, TILES: tl.constexpr):
-    """[C, heads] of [tiles, events, Hv]."""
+    """[events, heads] of [tiles, events, Hv]."""
     between = events.to(tl.int64) * HV
     total = tl.load(base + at, mask=valid, other=0.0)
     for tile in tl.static_range(1, TILES):
@@ -50,7 +50,7 @@ def sum_of_tiles(base, events, at, valid, HV: tl.constexpr, TILES: tl.constexpr)
 
 @triton.jit
 def sum_of_asked(asked, events, event, heads, valid, HV: tl.constexpr, TILES: tl.constexpr, STEPS: tl.constexpr, READ_BEFORE: tl.constexpr):
-    """[C, heads] of [tiles, tokens, Hv]: each token's at the event it reads at, elsewhere 0."""
+    """[events, heads] of [tiles, tokens, Hv]: each token's at the event it reads at, elsewhere 0."""
     READ: tl.constexpr = (STEPS - 1) * (not READ_BEFORE)
     at = (event // STEPS)[:, None] * HV + heads[None, :]
     return sum_of_tiles(asked, events // STEPS, at, valid & (event % STEPS == READ)[:, None], HV, TILES)
@@ -61,7 +61,7 @@ def net_of(
     taken, asked, given, events, event, heads, valid,
     HV: tl.constexpr, READERS: tl.constexpr, WRITERS: tl.constexpr, STEPS: tl.constexpr, ERASE: tl.constexpr, READ_BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """[C, heads]: what every event takes of earlier ones, less what later ones of its chunk take of it."""
+    """[events, heads]: what every event takes of earlier ones, less what later ones of its chunk take of it."""
     at = event[:, None] * HV + heads[None, :]
     if STEPS == 1:
         net = sum_of_tiles(taken, events, at, valid, HV, READERS)
@@ -82,55 +82,48 @@ def decay_gradient_kernel(
 
     Events from one on take (taken, asked, of `readers`) of all before them; what they take of each other is known as given (of
     `keys`: the same numbers, rounded the same, so a strong gate's small gradient is left). Out of the chunk: leaving. Past
-    it as a whole: carried, known for the last chunk of every block and followed back from there, chunk by chunk, by what
-    enters and leaves. The walk must end at what the block before it knows (at_start: [N, Hv], <S, D> of the initial state);
-    what it misses by is rounding, and is spread over its steps.
+    it as a whole: carried, known for the last chunk of every block. What passes the chunks before that follows from what enters
+    and leaves between; at the block's begin it must come to what the block before it knows (at_start: [N, Hv], <S, D> of the
+    initial state). What it misses by is rounding, and is spread over the chunks.
     """
     slot = tl.program_id(0)
     n, block = locate(cu_seqlens, slot, N, T, C * EVERY, PACKED, STEPS)
     first, length = sequence(cu_seqlens, n, T, PACKED, STEPS)
-    chunks = tl.cdiv(length, C)
-    begin = block * EVERY
-    if begin >= chunks:
+    begin = block * (C * EVERY)
+    if begin >= length:
         return
-    end = tl.minimum(begin + EVERY, chunks)
+    chunks = tl.minimum(tl.cdiv(length - begin, C), EVERY)
     heads = tl.program_id(1) * BH + tl.arange(0, BH)
-    i = tl.arange(0, C)
+    i = tl.arange(0, C * EVERY)
     inside = heads < HV
+    valid = (begin + i < length)[:, None] & inside[None, :]
+    event = first + begin + i
+    at = event[:, None] * HV + heads[None, :]
+    net = net_of(taken, asked, given, events, event, heads, valid, HV, READERS, WRITERS, STEPS, ERASE, READ_BEFORE)
+    away = sum_of_tiles(leaving, events, at, valid, HV, WRITERS)
+    last = (i >= (chunks - 1) * C)[:, None]  # of the last chunk, which nothing leaves that the block knows of
+    net -= tl.where(last, 0.0, away)
+    away = tl.where(last, away, 0.0)
+    j = tl.arange(0, C)
+    before = (first + begin - C + j)[:, None] * HV + heads[None, :]  # the chunk before is whole
+    entered = sum_of_tiles(leaving, events, before, (j < C)[:, None] & inside[None, :] & (block > 0), HV, WRITERS)
     past = tl.load(carried + slot.to(tl.int64) * HV + heads, mask=inside, other=0.0)
-    missed = past
+    missed = past + tl.sum(net, 0) - tl.sum(entered, 0)
     if block > 0:
         missed -= tl.load(carried + (slot - 1).to(tl.int64) * HV + heads, mask=inside, other=0.0)
     elif STARTED:
         missed -= tl.load(at_start + n * HV + heads, mask=inside, other=0.0)
-    for chunk in range(begin, end):
-        valid = (chunk * C + i < length)[:, None] & inside[None, :]
-        event = first + chunk * C + i
-        at = event[:, None] * HV + heads[None, :]
-        missed += tl.sum(net_of(taken, asked, given, events, event, heads, valid, HV, READERS, WRITERS, STEPS, ERASE, READ_BEFORE), 0)
-        earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)  # the chunk before is whole
-        missed -= tl.sum(sum_of_tiles(leaving, events, at - C * HV, earlier, HV, WRITERS), 0)
-    missed /= end - begin
-    for step in range(0, end - begin):
-        chunk = end - 1 - step
-        valid = (chunk * C + i < length)[:, None] & inside[None, :]
-        event = first + chunk * C + i
-        at = event[:, None] * HV + heads[None, :]
-        net = net_of(taken, asked, given, events, event, heads, valid, HV, READERS, WRITERS, STEPS, ERASE, READ_BEFORE)
-        away = sum_of_tiles(leaving, events, at, valid, HV, WRITERS)
-        dg = tl.cumsum(net, 0, reverse=True) + tl.cumsum(away, 0) - away + (past - missed * step)[None, :]
-        if UNSEEN:
-            dg -= sum_of_tiles(unseen, events, at, valid, HV, READERS)
-        past += tl.sum(net, 0)
-        if STEPS == 1:
-            tl.store(dlog_decay + at, dg, mask=valid)
-        else:
-            if READ_BEFORE:
-                dg -= sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
-            token = (event // STEPS)[:, None] * HV + heads[None, :]
-            tl.store(dlog_decay + token, dg, mask=valid & (event % STEPS == 0)[:, None])
-        earlier = (i < C)[:, None] & inside[None, :] & (chunk > 0)
-        past -= tl.sum(sum_of_tiles(leaving, events, at - C * HV, earlier, HV, WRITERS), 0)
+    dg = tl.cumsum(net, 0, reverse=True) + (tl.cumsum(away, 0) - away)
+    dg += past[None, :] - (missed / chunks)[None, :] * (chunks - 1 - i // C)[:, None]
+    if UNSEEN:
+        dg -= sum_of_tiles(unseen, events, at, valid, HV, READERS)
+    if STEPS == 1:
+        tl.store(dlog_decay + at, dg, mask=valid)
+    else:
+        if READ_BEFORE:
+            dg -= sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
+        token = (event // STEPS)[:, None] * HV + heads[None, :]
+        tl.store(dlog_decay + token, dg, mask=valid & (event % STEPS == 0)[:, None])
 
 
 @kernel("N T")
