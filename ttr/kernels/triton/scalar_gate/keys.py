@@ -75,10 +75,13 @@ def keys_kernel(
         if LEARNED:
             tl.store(given + tile * between + here, tl.sum(x * key.to(tl.float32), 1) - away, mask=valid)
             tl.store(leaving + tile * between + here, away, mask=valid)
-        write = (query.to(tl.float32) * (factor(read) * scale)[:, None]).to(operand)
-        gradient = tl.dot(tl.trans(out), write, acc=gradient * factor(whole), input_precision=PRECISION)
-        if ERASE:
+        if ERASE:  # `reverse`'s gradient, rounding by rounding, as in `readers`
+            write = (tl.trans(out).to(tl.float32) * (factor(read) * scale)[None, :]).to(operand)
+            gradient = tl.dot(write, query, acc=gradient * factor(whole), input_precision=PRECISION)
+            write = (tl.trans(values.load([chunk * C, 0])).to(tl.float32) * -factor(look)[None, :]).to(operand)
+            gradient = tl.dot(write, key, acc=gradient, input_precision=PRECISION)
             x += dks.load([chunk * C, tile * BK]).to(tl.float32)
-            write = (key.to(tl.float32) * -factor(look)[:, None]).to(operand)
-            gradient = tl.dot(tl.trans(values.load([chunk * C, 0])), write, acc=gradient, input_precision=PRECISION)
+        else:
+            write = (query.to(tl.float32) * (factor(read) * scale)[:, None]).to(operand)
+            gradient = tl.dot(tl.trans(out), write, acc=gradient * factor(whole), input_precision=PRECISION)
         dks.store([chunk * C, tile * BK], x.to(operand))

@@ -105,5 +105,9 @@ def readers_kernel(
             tl.store(taken + tile * between + here, net, mask=valid)
             if (READ_BEFORE and STEPS == 1) or (ERASE and LOOK_BEFORE):
                 tl.store(unseen + tile * between + here, hidden, mask=valid)
-        write = (key.to(tl.float32) * (b * factor(whole - G))[:, None]).to(operand)
-        state = tl.dot(tl.trans(e), write, acc=state * factor(whole), input_precision=PRECISION)
+        if ERASE:  # `forward`'s state, rounding by rounding: its errors correct what it has rounded, not what is rounded otherwise here
+            write = (tl.trans(e).to(tl.float32) * b[None, :] * factor(whole - G)[None, :]).to(operand)
+            state = tl.dot(write, key, acc=state * factor(whole), input_precision=PRECISION)
+        else:
+            write = (key.to(tl.float32) * (b * factor(whole - G))[:, None]).to(operand)
+            state = tl.dot(tl.trans(e), write, acc=state * factor(whole), input_precision=PRECISION)

@@ -96,8 +96,9 @@ def reverse_kernel(
         if ERASE:
             if WEIGHTED:  # the gradient of the weight comes of dv, divided by it
                 b = tl.where(tl.abs(b) < LEAST_WEIGHT, LEAST_WEIGHT, b)
-            y = product((y * b[None, :]).to(operand), systems.load([chunk * C, 0]), PRECISION)
-            gradient = tl.dot((y * -factor(look)[None, :]).to(operand), key, acc=gradient, input_precision=PRECISION)
+            y = product((y * b[None, :]).to(operand), systems.load([chunk * C, 0]), PRECISION).to(operand)
+            write = (y.to(tl.float32) * -factor(look)[None, :]).to(operand)  # of what `keys` is given
+            gradient = tl.dot(write, key, acc=gradient, input_precision=PRECISION)
         if not LOCAL:
             dvs.store([chunk * C, tile * BV], tl.trans(y.to(operand)))
 
