@@ -201,7 +201,8 @@ class Backward(Plan):
     @cached_property
     def pairs(self) -> Bound:
         launch, names = self.config.pairs, ("HV", "DV", "BV", *CHUNK, "LEAST_WEIGHT", *RULE)
-        return pairs_kernel.bind((self.chunks, self.kind.sizes.HV), launch.warps, launch.stages, **self.constants(*names))
+        warps = max(1, launch.warps * self.rows // self.config.chunk)  # fewer rows read, fewer warps
+        return pairs_kernel.bind((self.chunks, self.kind.sizes.HV), warps, launch.stages, **self.constants(*names))
 
     @cached_property
     def weigh(self) -> Bound:

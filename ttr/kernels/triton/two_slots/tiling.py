@@ -35,4 +35,4 @@ def tiling_of(dtype: torch.dtype, device: str, full: bool = False) -> Tiling:
     if dtype == torch.float32:
         return Tiling(16, Launch(0, 1), Launch(32, 4), Launch(32, 4), Launch(32, 4), Launch(0, 1), Launch(16, 1))
     scan = Launch(64, 4, 2)
-    return Tiling(64, Launch(0, 4), scan, Launch(128, 8, 2) if full else scan, scan, Launch(0, 8, 1, 128), Launch(32, 4, 2))
+    return Tiling(64, Launch(0, 4), scan, Launch(128, 8, 2) if full else scan, scan, Launch(0, 4), Launch(32, 4, 2))
