@@ -31,21 +31,32 @@ Weights = dict[str, Tensor]
 
 def initial_state(spec: Spec, params: Weights, n: int, n_heads: int, dk: int, dv: int, dtype, device) -> State:
     """The memory of n sequences before their first token, for a regressor that an optimizer trains."""
+    return complete_state(spec, initial_weights(spec, params, n, n_heads, dk, dv, dtype, device), dk, dv)
+
+
+def initial_weights(spec: Spec, params: Weights, n: int, n_heads: int, dk: int, dv: int, dtype, device) -> Weights:
+    """Each [n, n_heads, ...], in memory once for all n."""
     init = spec.regressor.init(dk, dv)
-    weights = {
+    return {
         name: (params[name] if init[name].learned else init[name](n_heads, device=device)).to(device, dtype).expand(n, n_heads, *shape)
         for name, shape in spec.regressor.state_shapes(dk, dv).items()
     }
-    return complete_state(spec, weights, dk, dv)
 
 
-def complete_state(spec: Spec, weights: Weights, dk: int, dv: int) -> State:
-    """Fresh optimizer slots, an empty mini-batch and no pairs to look back to around the given weights, each [N, H, ...]."""
+def initial_slots(spec: Spec, weights: Weights) -> dict[str, Weights]:
+    """What the optimizer carries beside the weights before their first gradient, by slot and weight."""
     optimizer: Optimizer = spec.optimizer
     slots: dict[str, Weights] = {slot: {} for slot in optimizer.slots}
     for name, w in weights.items():
         for slot, value in zip(optimizer.slots, optimizer.init_slots(w), strict=True):
             slots[slot][name] = value
+    return slots
+
+
+def complete_state(spec: Spec, weights: Weights, dk: int, dv: int) -> State:
+    """Fresh optimizer slots, an empty mini-batch and no pairs to look back to around the given weights, each [N, H, ...]."""
+    optimizer: Optimizer = spec.optimizer
+    slots = initial_slots(spec, weights)
     some = next(iter(weights.values()))
     mini_batch: dict = {}
     if spec.mini_batch != 1:

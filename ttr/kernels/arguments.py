@@ -69,6 +69,12 @@ def facts_of(spec: Spec) -> Facts:
     )  # fmt: skip
 
 
+@constant
+def param_shapes_of(spec: Spec, Hv: int, dk: int, dv: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """`spec.param_shapes`, worked out once: a gate makes its constants to say what they are."""
+    return tuple(spec.param_shapes(Hv, dk, dv).items())
+
+
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, write_key: Tensor | None, facts: Facts) -> None:
     """Floating-point tensors on q's device, a write_key among them exactly where one is declared; their shapes are not looked at."""
     if (write_key is not None) != facts.separate_write_key:
@@ -118,7 +124,7 @@ def check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: i
         raise ValueError(f"params: got {type(params).__name__}, expected a mapping from names to tensors")
     if not params and not facts_of(spec).has_params:
         return {}
-    expected = spec.param_shapes(Hv, dk, dv)
+    expected = dict(param_shapes_of(spec, Hv, dk, dv))
     params = dict(params or {})
     for name in params:
         if name not in expected:

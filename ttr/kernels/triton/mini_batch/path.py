@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ....inner_loop import InnerLoop
+from ....inner_loop import InnerLoop, initial_slots, initial_weights
 from ....inner_optim import Signals
 from ....lowering import Coefficients
 from ....objectives import slopes
@@ -20,7 +20,8 @@ from ...arguments import Call, packed_lengths
 from ...padded import initial
 from ...torch.dual import dual
 from ...torch.masks import masks, stands_still
-from ..signals import number_of, signals_of
+from ..eligible import why_not_plain
+from ..signals import number_of, per_head, signals_of
 from ..two_layers.op import two_layers
 from ..two_slots.path import numbers_of
 from .masks_op import masks_of
@@ -47,9 +48,13 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     lengths = None if call.cu_seqlens is None else packed_lengths(call.cu_seqlens, B, T)
     n = B if lengths is None else len(lengths)
     params = {name: p.float() for name, p in call.params.items()}
-    state = initial(given, spec, params, n, Hv, dk, dv, torch.float32, device)
     if T == 0 or n == 0:
-        return call.v.new_zeros(B, T, Hv, dv), state
+        return call.v.new_zeros(B, T, Hv, dv), initial(given, spec, params, n, Hv, dk, dv, torch.float32, device)
+    if given is None:  # nothing but weights and slots is read of a fresh state, and to make the rest takes launches
+        weights = initial_weights(spec, params, n, Hv, dk, dv, torch.float32, device)
+        state = State(weights=weights, slots=initial_slots(spec, weights))
+    else:
+        state = initial(given, spec, params, n, Hv, dk, dv, torch.float32, device)
     positions = state.mini_batch["position"].tolist() if isinstance(given, State) else None
     if lengths is None and len(set(positions or [0])) == 1:
         rows = Even(positions[0] if positions else 0, T, size, device)
@@ -67,13 +72,13 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     memory = start = _stacked(state.weights, state.slots)
     with torch.autocast(device.type, enabled=False):
         numbers, still = _numbers(call)
-        laid, factor = rows.lay(numbers.movedim(0, 2)), _factor(call, params)
+        laid, factor = rows.lay(numbers), _factor(call, params)
         for part, width in (1, rows.whole), (2, rows.tail):
             if not width:
                 continue
-            start, numbers, events = memory, laid[part].movedim(2, 0), rows.events[part - 1]
+            start, numbers, events = memory, laid[part], rows.events[part - 1]
             if still is not None and events is not None:
-                numbers = torch.where(events[..., None], numbers, still[:, None, None, None])
+                numbers = torch.where(events[..., None, None], numbers, still[:, None])
             if factor is not None and part == 2:  # it does not close: what it leaves is not scaled
                 factor = torch.cat([factor[:, :-1], torch.ones_like(factor[:, :1])], 1)
             o, memory = _kernels(call, params, dtype, [x[part] for x in tokens], numbers, factor, memory)
@@ -105,8 +110,10 @@ def _kernels(call: Call, params: Memory, dtype: torch.dtype, tokens: list[Tensor
     affine = [params[name].contiguous() for name in regressor.outer if name in params] or [None, None]
     layers, (curvature, gain) = regressor.layers(), slopes(spec.objective, v.shape[-1])
     assert layers is not None  # `eligible` has asked
+    if takes_its_step(spec):  # of the negative gradient, then, which nobody has to launch a kernel for
+        curvature, gain = -curvature, -gain
     form = layers.residual, layers.eps, curvature, gain, spec.read.at == "before"
-    mixed = (None, None, numbers[0].contiguous(), None) if stands_still(spec) else _masks(spec, numbers, size)
+    mixed = (None, None, numbers.contiguous(), None) if stands_still(spec) else _masks(spec, numbers.movedim(2, 0), size)
     layer = _one_layer if layers.activation is None else partial(_two_layers, layers.activation)
     o, last = layer((q, k, v, *mixed, factor, *affine), first, size, form)
     return o if o.dtype == call.v.dtype else o.to(call.v.dtype), last
@@ -127,19 +134,27 @@ def _two_layers(activation: str, inputs: tuple, first: Memory, size: int, form: 
     return o, {name: x.view(first[name].shape) for name, x in zip(names, last.split(widths, 3), strict=True)}
 
 
-def _numbers(call: Call) -> tuple[Tensor, Tensor | None]:
-    """What the optimizer and the gate make of every token, [numbers, B, T, Hv], and of none, [numbers] (None: zeros).
+def takes_its_step(spec) -> bool:
+    """Whether all that an update does is to take its step of the gradient."""
+    return stands_still(spec) and why_not_plain(spec) is None
 
-    Where nothing but gradients moves the weights, one: what the gradient is multiplied by. Else those of `numbers_of`.
+
+def _numbers(call: Call) -> tuple[Tensor, Tensor | None]:
+    """What the optimizer and the gate make of every token, and of none, [numbers] (None: zeros).
+
+    Where nothing but gradients moves the weights, one, [B, T, Hv]: what the gradient is multiplied by, or its negative
+    (`takes_its_step`). Else those of `numbers_of`, [B, T, numbers, Hv].
     """
     spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
+    if takes_its_step(spec):
+        return per_head(call.signals["step"], call).float().expand(B, T, Hv), None
     if stands_still(spec):
         nothing, one = (number_of(x, Hv, device) for x in (0.0, 1.0))
         (written,) = spec.optimizer.update((nothing,), one, Signals(signals_of(call)))
-        return written.expand(1, B, T, Hv), None
+        return written.expand(B, T, Hv), None
     eye = torch.eye(1 + len(spec.optimizer.slots), device=device)
     nothing = torch.cat([torch.nn.functional.pad(eye, (0, 1)).flatten(), eye.new_zeros(2 * len(eye))])
-    return numbers_of(call, -1.0, signals_of(call)), nothing
+    return numbers_of(call, -1.0, signals_of(call)).movedim(0, 2), nothing
 
 
 def _factor(call: Call, params: Memory) -> Tensor | None:
