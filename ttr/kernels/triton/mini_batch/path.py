@@ -71,14 +71,13 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
         return rows.join(outputs, call.v), state
     memory = start = _stacked(state.weights, state.slots)
     with torch.autocast(device.type, enabled=False):
-        numbers, still = _numbers(call)
-        laid, factor = rows.lay(numbers), _factor(call, params)
+        laid, factor = rows.lay(_numbers(call)), _factor(call, params)
         for part, width in (1, rows.whole), (2, rows.tail):
             if not width:
                 continue
             start, numbers, events = memory, laid[part], rows.events[part - 1]
-            if still is not None and events is not None:
-                numbers = torch.where(events[..., None, None], numbers, still[:, None])
+            if events is not None and not stands_still(spec):
+                numbers = torch.where(events[..., None, None], numbers, _numbers_of_none(spec, device)[:, None])
             if factor is not None and part == 2:  # it does not close: what it leaves is not scaled
                 factor = torch.cat([factor[:, :-1], torch.ones_like(factor[:, :1])], 1)
             o, memory = _kernels(call, params, dtype, [x[part] for x in tokens], numbers, factor, memory)
@@ -139,22 +138,26 @@ def takes_its_step(spec) -> bool:
     return stands_still(spec) and why_not_plain(spec) is None
 
 
-def _numbers(call: Call) -> tuple[Tensor, Tensor | None]:
-    """What the optimizer and the gate make of every token, and of none, [numbers] (None: zeros).
+def _numbers(call: Call) -> Tensor:
+    """What the optimizer and the gate make of every token.
 
-    Where nothing but gradients moves the weights, one, [B, T, Hv]: what the gradient is multiplied by, or its negative
+    Where nothing but gradients moves the weights, one number, [B, T, Hv]: what the gradient is multiplied by, or its negative
     (`takes_its_step`). Else those of `numbers_of`, [B, T, numbers, Hv].
     """
-    spec, device, (B, T, _, Hv, _, _) = call.spec, call.v.device, call.sizes
+    spec, (B, T, _, Hv, _, _) = call.spec, call.sizes
     if takes_its_step(spec):
-        return per_head(call.signals["step"], call).float().expand(B, T, Hv), None
+        return per_head(call.signals["step"], call).float().expand(B, T, Hv)
     if stands_still(spec):
-        nothing, one = (number_of(x, Hv, device) for x in (0.0, 1.0))
+        nothing, one = (number_of(x, Hv, call.v.device) for x in (0.0, 1.0))
         (written,) = spec.optimizer.update((nothing,), one, Signals(signals_of(call)))
-        return written.expand(B, T, Hv), None
+        return written.expand(B, T, Hv)
+    return numbers_of(call, -1.0, signals_of(call)).movedim(0, 2)
+
+
+def _numbers_of_none(spec, device: torch.device) -> Tensor:
+    """[numbers], those of `numbers_of` where there is no token: the slots stay what they are, and nobody looks or reads."""
     eye = torch.eye(1 + len(spec.optimizer.slots), device=device)
-    nothing = torch.cat([torch.nn.functional.pad(eye, (0, 1)).flatten(), eye.new_zeros(2 * len(eye))])
-    return numbers_of(call, -1.0, signals_of(call)).movedim(0, 2), nothing
+    return torch.cat([torch.nn.functional.pad(eye, (0, 1)).flatten(), eye.new_zeros(2 * len(eye))])
 
 
 def _factor(call: Call, params: Memory) -> Tensor | None:
