@@ -12,6 +12,7 @@ Nobody writes a closed form per mechanism: A, b, c, read are the optimizer's own
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,25 +93,31 @@ def check_superposition(optimizer: Optimizer) -> None:
             raise SpecError(f"optimizer {optimizer.kind!r} says linear=True, but its {name} is not elementwise; set linear=False")
 
 
+def any_signal(*shape: int, seed: int = 0) -> Tensor:
+    """What a rule is probed with: 0, and numbers of either sign and any size, for it may be another one over a stretch. Float64."""
+    size, sign = torch.rand(2, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = 10 ** (8 * size - 4) * torch.where(sign < 0.5, -1.0, 1.0)
+    drawn.view(-1)[0] = 0.0
+    return drawn
+
+
+def any_signals(names: Iterable[str], *shape: int) -> dict[str, Tensor]:
+    """Of every name others."""
+    return {name: any_signal(*shape, seed=seed) for seed, name in enumerate(sorted(names))}
+
+
 @constant
 def looks_at_weights(optimizer: Optimizer) -> tuple[bool, bool]:
     """Whether the gradient is taken at the weights themselves, and whether the query reads them: whatever the signals are."""
-    generator = torch.Generator().manual_seed(0)
-    z = tuple(torch.rand(1 + len(optimizer.slots), 3, generator=generator, dtype=torch.float64))
-    s = Signals({name: torch.rand(1, generator=generator, dtype=torch.float64) for name in optimizer.signals()})
+    z = tuple(torch.rand(1 + len(optimizer.slots), 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    s = Signals(any_signals(optimizer.signals(), 64))
     return torch.equal(optimizer.point(z, s), z[0]), torch.equal(optimizer.read(z, s), z[0])
 
 
 @constant
 def slots_seen(optimizer: Optimizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The slots that `point` and `read` are made of: of the others the factor is zero, whatever the signals are."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw() -> Tensor:  # of either sign and any size: a factor may be zero over a stretch
-        size, sign = torch.rand(2, 64, generator=generator, dtype=torch.float64)
-        return 10 ** (8 * size - 4) * torch.where(sign < 0.5, -1.0, 1.0)
-
-    s = Signals({name: draw() for name in optimizer.signals()})
+    s = Signals(any_signals(optimizer.signals(), 64))
     units = [tuple(u.expand(64) for u in unit) for unit in torch.eye(1 + len(optimizer.slots), dtype=torch.float64)]
     point, read = (tuple(j for j, z in enumerate(units) if bool((f(z, s) != 0).any())) for f in (optimizer.point, optimizer.read))
     return point or (0,), read or (0,)

@@ -47,12 +47,12 @@ def test_where_there_is_no_row_the_nearest_one_serves(user_file):
 
 def test_the_user_s_rows_come_first(user_file):
     key = ShapeClass(True, 128, 128, 2)
-    mine = replace(config_for("sm_90", True, 128, 128, torch.bfloat16), every=7)
+    mine = replace(config_for("sm_90", True, 128, 128, torch.bfloat16), every=16)
     configs.write_table({"sm_90": configs.Arch(132, {key: mine}), "sm_103": configs.Arch(148, {key: mine})}, user_file)
     configs.forget()
-    assert config_for("sm_90", True, 128, 128, torch.bfloat16).every == 7
-    assert config_for("sm_90", True, 64, 128, torch.bfloat16).every != 7
-    assert config_for("sm_103", False, 64, 64, torch.float32).every == 7, "an architecture of one row has no nearer one"
+    assert config_for("sm_90", True, 128, 128, torch.bfloat16).every == 16
+    assert config_for("sm_90", True, 64, 128, torch.bfloat16).every != 16
+    assert config_for("sm_103", False, 64, 64, torch.float32).every == 16, "an architecture of one row has no nearer one"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"sm_90": {"multiprocessors": 1, "configs": {"erase 64 64 2": {"chunk": 64}}}}'])

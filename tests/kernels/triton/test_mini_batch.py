@@ -114,6 +114,26 @@ def test_an_optimizer_of_ones_own_gets_tensors(monkeypatch):
     check(testing.random_inputs(spec, T=32, B=1, H=1, Hv=1, dk=16, dv=16))
 
 
+@pytest.mark.usefixtures("interpreter")
+def test_an_optimizer_of_ones_own_decides_what_a_step_is(monkeypatch):
+    """Whatever step is given: within the bounds this is plain descent, whose step the kernels take as it comes."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Bounded(ttr.Optimizer):
+        kind = "bounded"
+        linear = True
+
+        def update(self, z, g, s):
+            return (z[0] - s.step.clamp(0, 1.5) * g,)
+
+    monkeypatch.setitem(OPTIMIZERS._classes, "bounded", Bounded)
+    spec = ttr.spec({"optimizer": {"kind": "bounded", "mini_batch": 16, "step": {"map": "sigmoid"}}})
+    assert not path.takes_its_step(spec) and path.takes_its_step(ttr.spec({"optimizer": {"kind": "sgd", "mini_batch": 16}}))
+    case = testing.random_inputs(spec, T=32, B=1, H=1, Hv=1, dk=16, dv=16)
+    case.tensors["step"] = 2 * torch.randn(1, 32, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    check(case)
+
+
 def test_a_launch_is_for_the_same_arguments_to_be_none():
     kind = run.Kind(1, 32, 1, 1, 16, 16, 16, 1, True, True, True, False, False, False, False, False, torch.float32, -1)
     assert run.launches(kind)["retreat"] is not run.launches(kind._replace(ended=True))["retreat"]

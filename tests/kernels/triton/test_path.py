@@ -120,6 +120,9 @@ def test_optimizers_are_probed(monkeypatch):
 
     assert why_not_chunks(declare("same", update=lambda self, z, g, s: (z[0] - s.step * g,))) is None
     assert "its b differs" in why_not_chunks(declare("half", update=lambda self, z, g, s: (z[0] - s.step * g / 2,)))
+    for bounds in ((0, 1.5), (-1e3, 1e3), (1e-3, None)):  # another rule for steps that are seldom met
+        bounded = declare(f"bounded by {bounds}", update=lambda self, z, g, s, bounds=bounds: (z[0] - s.step.clamp(*bounds) * g,))
+        assert "its b differs" in why_not_chunks(bounded)
     assert "its A differs" in why_not_chunks(declare("shrinks", update=lambda self, z, g, s: (0.9 * z[0] - s.step * g,)))
     read = {"update": lambda self, z, g, s: (z[0] - s.step * g,), "read": lambda self, z, s: 2 * z[0]}
     assert "its read differs" in why_not_chunks(declare("doubles", **read))

@@ -45,6 +45,9 @@ class Config:
     segments: Launch
 
     def __post_init__(self) -> None:
+        for name in ("chunk", "every"):
+            if (n := getattr(self, name)) < 1 or n & (n - 1):
+                raise ValueError(f"{name}={n}: expected a power of two")
         object.__setattr__(self, "_hash", hash(astuple(self)))
 
     def __hash__(self) -> int:  # once: every call looks for its launches by it

@@ -111,7 +111,7 @@ def why_not_chunks(spec) -> str | None:
 def _why_not_mini_batches(spec) -> str | None:
     """The same for mini-batches of frozen gradients (`mini_batch`)."""
     from ...choice import why_not_dual
-    from ...lowering import coefficients
+    from ...lowering import any_signals, coefficients
 
     optimizer, size = spec.optimizer, spec.mini_batch
     if (why := why_not_dual(spec)) is not None:
@@ -139,10 +139,8 @@ def _why_not_mini_batches(spec) -> str | None:
         return f"optimizer {optimizer.kind!r}, steps={spec.steps}, {len(optimizer.slots)} slots; the kernels take 1 step, up to 1 slot"
     if optimizer.step_rule.kind != "plain":
         return f"optimizer.step_rule={optimizer.step_rule.kind!r}; with mini-batches the kernels take plain steps"
-    generator = torch.Generator().manual_seed(0)
-    lead = (3, 1)
-    values = {name: torch.rand(*lead, 1, 1, generator=generator) for name in optimizer.signals()}
-    looks = coefficients(spec, values, None, lead, False).c
+    lead = (64, 1)
+    looks = coefficients(spec, any_signals(optimizer.signals(), *lead, 1, 1), None, lead, False).c
     if bool((looks[0] != 1).any()) or bool((looks[1:] != 0).any()):
         return f"optimizer {optimizer.kind!r} takes its gradient elsewhere than at the weights the mini-batch began with"
     return None
@@ -189,18 +187,17 @@ def _why_not_objective(spec) -> str | None:
 def why_not_plain(spec) -> str | None:
     """The reason for which an optimizer of one slot is no plain step on the gradient, or None.
 
-    Probed on random signals: the gate alone must move the weights, the step alone the write.
+    Probed on signals of any sign and size: the gate alone must move the weights, the step alone the write.
     """
-    from ...lowering import coefficients
+    from ...lowering import any_signal, coefficients
 
     others = sorted(spec.optimizer.signals().keys() - {"step"})
     if others:
         return f"optimizer {spec.optimizer.kind!r} has the signals {others} besides its step"
     if (why := _why_not_objective(spec)) is not None:
         return why
-    generator = torch.Generator().manual_seed(0)
-    lead = (5, 1)  # events, micro-steps
-    step, keep = torch.rand(2, *lead, 1, 1, generator=generator, dtype=torch.float64) + 0.1
+    lead = (64, 1)  # events, micro-steps
+    step, keep = any_signal(*lead, 1, 1), torch.rand(*lead, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     first = spec.gate.order == "first"
     got = coefficients(spec, {"step": step}, keep, lead, first)
     one = torch.ones_like(keep)

@@ -72,12 +72,13 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     memory = start = _stacked(state.weights, state.slots)
     with torch.autocast(device.type, enabled=False):
         laid, factor = rows.lay(_numbers(call)), _factor(call, params)
+        still = None if stands_still(spec) or all(events is None for events in rows.events) else _numbers_of_none(spec, device)
         for part, width in (1, rows.whole), (2, rows.tail):
             if not width:
                 continue
             start, numbers, events = memory, laid[part], rows.events[part - 1]
-            if events is not None and not stands_still(spec):
-                numbers = torch.where(events[..., None, None], numbers, _numbers_of_none(spec, device)[:, None])
+            if events is not None and still is not None:
+                numbers = torch.where(events[..., None, None], numbers, still[:, None])
             if factor is not None and part == 2:  # it does not close: what it leaves is not scaled
                 factor = torch.cat([factor[:, :-1], torch.ones_like(factor[:, :1])], 1)
             o, memory = _kernels(call, params, dtype, [x[part] for x in tokens], numbers, factor, memory)
