@@ -37,7 +37,7 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "launch_cooperative_grid")
 
 
 def source(kernel: JITFunction, args: tuple, kwargs: dict) -> tuple[ASTSource, dict]:

@@ -32,16 +32,11 @@ class Kernel:
         self.fn = fn
         self.compiled: dict[tuple, tuple] = {}
 
-    def bind(
-        self, grid: tuple[int, ...], warps: int, stages: int = 1, together: bool = False, registers: int | None = None, **constants: Any
-    ) -> Bound:
-        """together: all programs run at the same time, or the launch fails. registers: of a thread, at most. constants: the
-        tl.constexpr parameters."""
+    def bind(self, grid: tuple[int, ...], warps: int, stages: int = 1, together: bool = False, **constants: Any) -> Bound:
+        """together: all programs run at the same time, or the launch fails. constants: the tl.constexpr parameters."""
         options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
         if together:
             options["launch_cooperative_grid"] = True
-        if registers is not None:
-            options["maxnreg"] = registers
         return Bound(self, grid, options, constants)
 
 

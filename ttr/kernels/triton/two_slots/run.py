@@ -74,7 +74,7 @@ def launches(kind: Kind) -> dict[str, Bound]:
 
     def bind(kernel, grid: tuple[int, ...], launch: Launch, leave: str = "", **more: Any) -> Bound:
         constants = {name: x for name, x in whole.items() if name not in leave.split()}
-        return kernel.bind(grid, launch.warps, launch.stages, registers=launch.registers, **constants | more)
+        return kernel.bind(grid, launch.warps, launch.stages, **constants | more)
 
     def over_values(kernel, launch: Launch) -> Bound:
         """A scan; a program takes a tile of value channels."""

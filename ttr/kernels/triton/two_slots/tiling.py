@@ -9,12 +9,11 @@ import torch
 
 
 class Launch(NamedTuple):
-    """Channels of a tile (of those that the kernel goes over in tiles), warps, stages, registers of a thread at most."""
+    """Channels of a tile (of those that the kernel goes over in tiles), warps, stages."""
 
     tile: int
     warps: int
     stages: int = 1
-    registers: int | None = None
 
 
 class Tiling(NamedTuple):
