@@ -102,7 +102,7 @@ def any_signal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def any_signals(names: Iterable[str], *shape: int) -> dict[str, Tensor]:
-    """Of every name others."""
+    """One for every name, each drawn anew."""
     return {name: any_signal(*shape, seed=seed) for seed, name in enumerate(sorted(names))}
 
 

@@ -56,22 +56,6 @@ def sum_of_asked(asked, events, event, heads, valid, HV: tl.constexpr, TILES: tl
     return sum_of_tiles(asked, events // STEPS, at, valid & (event % STEPS == READ)[:, None], HV, TILES)
 
 
-@triton.jit
-def net_of(
-    taken, asked, given, events, event, heads, valid,
-    HV: tl.constexpr, READERS: tl.constexpr, WRITERS: tl.constexpr, STEPS: tl.constexpr, ERASE: tl.constexpr, READ_BEFORE: tl.constexpr,
-):  # fmt: skip
-    """[events, heads]: what every event takes of earlier ones, less what later ones of its chunk take of it."""
-    at = event[:, None] * HV + heads[None, :]
-    if STEPS == 1:
-        net = sum_of_tiles(taken, events, at, valid, HV, READERS)
-    else:
-        net = sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
-        if ERASE:
-            net += sum_of_tiles(taken, events, at, valid, HV, READERS)
-    return net - sum_of_tiles(given, events, at, valid, HV, WRITERS)
-
-
 @kernel("N T events")
 def decay_gradient_kernel(
     taken, unseen, asked, given, leaving, carried, at_start, dlog_decay, cu_seqlens, N, T, events,
@@ -99,7 +83,13 @@ def decay_gradient_kernel(
     valid = (begin + i < length)[:, None] & inside[None, :]
     event = first + begin + i
     at = event[:, None] * HV + heads[None, :]
-    net = net_of(taken, asked, given, events, event, heads, valid, HV, READERS, WRITERS, STEPS, ERASE, READ_BEFORE)
+    if STEPS == 1:
+        net = sum_of_tiles(taken, events, at, valid, HV, READERS)
+    else:
+        net = sum_of_asked(asked, events, event, heads, valid, HV, READERS, STEPS, READ_BEFORE)
+        if ERASE:
+            net += sum_of_tiles(taken, events, at, valid, HV, READERS)
+    net -= sum_of_tiles(given, events, at, valid, HV, WRITERS)
     away = sum_of_tiles(leaving, events, at, valid, HV, WRITERS)
     last = (i >= (chunks - 1) * C)[:, None]  # of the last chunk, which nothing leaves that the block knows of
     net -= tl.where(last, 0.0, away)
