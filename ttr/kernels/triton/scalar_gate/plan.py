@@ -201,7 +201,7 @@ class Backward(Plan):
     @cached_property
     def pairs(self) -> Bound:
         launch, names = self.config.pairs, ("HV", "DV", "BV", *CHUNK, "LEAST_WEIGHT", *RULE)
-        warps = max(1, launch.warps * self.rows // self.config.chunk)  # fewer rows read, fewer warps
+        warps = launch.warps if self.kind.sizes.steps == 1 else max(1, launch.warps // 2)  # fewer rows read
         return pairs_kernel.bind((self.chunks, self.kind.sizes.HV), warps, launch.stages, **self.constants(*names))
 
     @cached_property
