@@ -55,6 +55,13 @@ def test_the_user_s_rows_come_first(user_file):
     assert config_for("sm_103", False, 64, 64, torch.float32).every == 16, "an architecture of one row has no nearer one"
 
 
+@pytest.mark.parametrize("change", [{"every": 6}, {"chunk": 48}, {"every": 0}], ids=str)
+def test_chunks_and_blocks_are_powers_of_two(change):
+    (name, n), *_ = change.items()
+    with pytest.raises(ValueError, match=f"{name}={n}: expected a power of two"):
+        replace(config_for("sm_90", True, 128, 128, torch.bfloat16), **change)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"sm_90": {"multiprocessors": 1, "configs": {"erase 64 64 2": {"chunk": 64}}}}'])
 def test_a_file_of_another_version_is_left_out_with_a_warning(user_file, text):
     user_file.write_text(text)

@@ -99,35 +99,23 @@ def test_some_outputs_alone(name, which):
         assert testing.relative_error(got, expected) < 5e-5
 
 
+def own(monkeypatch, update, **fields) -> ttr.Spec:
+    """A declaration of an optimizer of one's own."""
+    Own = type("Own", (ttr.Optimizer,), {"__annotations__": {}, "kind": "own", "linear": True, "update": update})
+    monkeypatch.setitem(OPTIMIZERS._classes, "own", dataclass(frozen=True, kw_only=True)(Own))
+    return ttr.spec({"optimizer": {"kind": "own", "mini_batch": 16, **fields}})
+
+
 @pytest.mark.usefixtures("interpreter")
 def test_an_optimizer_of_ones_own_gets_tensors(monkeypatch):
-    @dataclass(frozen=True, kw_only=True)
-    class FixedRate(ttr.Optimizer):
-        kind = "fixed_rate"
-        linear = True
-
-        def update(self, z, g, s):
-            return (z[0].sub(g, alpha=0.1),)
-
-    monkeypatch.setitem(OPTIMIZERS._classes, "fixed_rate", FixedRate)
-    spec = ttr.spec({"optimizer": {"kind": "fixed_rate", "mini_batch": 16}})
+    spec = own(monkeypatch, lambda self, z, g, s: (z[0].sub(g, alpha=0.1),))
     check(testing.random_inputs(spec, T=32, B=1, H=1, Hv=1, dk=16, dv=16))
 
 
 @pytest.mark.usefixtures("interpreter")
 def test_an_optimizer_of_ones_own_decides_what_a_step_is(monkeypatch):
     """Whatever step is given: within the bounds this is plain descent, whose step the kernels take as it comes."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Bounded(ttr.Optimizer):
-        kind = "bounded"
-        linear = True
-
-        def update(self, z, g, s):
-            return (z[0] - s.step.clamp(0, 1.5) * g,)
-
-    monkeypatch.setitem(OPTIMIZERS._classes, "bounded", Bounded)
-    spec = ttr.spec({"optimizer": {"kind": "bounded", "mini_batch": 16, "step": {"map": "sigmoid"}}})
+    spec = own(monkeypatch, lambda self, z, g, s: (z[0] - s.step.clamp(0, 1.5) * g,), step={"map": "sigmoid"})
     assert not path.takes_its_step(spec) and path.takes_its_step(ttr.spec({"optimizer": {"kind": "sgd", "mini_batch": 16}}))
     case = testing.random_inputs(spec, T=32, B=1, H=1, Hv=1, dk=16, dv=16)
     case.tensors["step"] = 2 * torch.randn(1, 32, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
