@@ -29,15 +29,13 @@ SPILLS: dict[str, int] = {
     "add 128 128 2 plain keys_kernel": 56,
     # a weight per token without erase (Mamba-2)
     "add 128 128 2 plain forward_kernel": 80,
-    # what the readers find written and how it is weighted, beside a state of 64 x 128 (and masks for rows that read nothing)
-    "erase 128 128 2 before readers_kernel": 8,
-    "erase 128 128 2 3 steps readers_kernel": 56,
+    # what the readers find written and how it is weighted, beside a state of 64 x 128 and masks for rows that read nothing
+    "erase 128 128 2 3 steps readers_kernel": 8,
     "erase 128 128 2 3 steps keys_kernel": 8,
-    "erase 64 64 2 2 steps readers_kernel": 8,
     # heads of 256: a state of 64 x 256 takes half of the registers
     "erase 256 256 2 plain forward_kernel": 56,
     "erase 256 256 2 plain reverse_kernel": 48,
-    "erase 256 256 2 plain readers_kernel": 608,
+    "erase 256 256 2 plain readers_kernel": 496,
     "erase 256 256 2 plain keys_kernel": 64,
     "erase 256 256 2 plain decay_gradient_kernel": 16,
     "erase 256 256 2 segments local forward_kernel": 16,
@@ -141,7 +139,7 @@ SPILLS: dict[str, int] = {
     "erase 128 128 4 plain forward_kernel": 1360,
     "erase 128 128 4 plain reverse_kernel": 1112,
     "erase 128 128 4 plain pairs_kernel": 1368,
-    "erase 128 128 4 plain readers_kernel": 1168,
+    "erase 128 128 4 plain readers_kernel": 1032,
     "erase 128 128 4 plain keys_kernel": 1032,
 }
 

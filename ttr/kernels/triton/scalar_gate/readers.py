@@ -59,7 +59,8 @@ def readers_kernel(
         row, at, reading = readers_of(chunk, length, C, R, STEPS, READ_BEFORE)
         key = keys.load([chunk * C, tile * BK])
         out = outs.load([row, 0])
-        e = errors.load([chunk * C, 0])
+        if not ERASE:
+            e = errors.load([chunk * C, 0])
         operand = key.dtype
         G, before, whole = load_decays(decays, head, event, t, length - chunk * C, C, HV, GATED)
         read = read_decays(decays, head, event, at, reading, G, before, HV, STEPS, GATED, READ_BEFORE)
@@ -106,7 +107,8 @@ def readers_kernel(
             if (READ_BEFORE and STEPS == 1) or (ERASE and LOOK_BEFORE):
                 tl.store(unseen + tile * between + here, hidden, mask=valid)
         if ERASE:  # `forward`'s state, rounding by rounding: its errors correct what it has rounded, not what is rounded otherwise here
-            write = (tl.trans(e).to(tl.float32) * b[None, :] * factor(whole - G)[None, :]).to(operand)
+            e = tl.trans(errors.load([chunk * C, 0])).to(tl.float32)  # late: registers are short before
+            write = (e * b[None, :] * factor(whole - G)[None, :]).to(operand)
             state = tl.dot(write, key, acc=state * factor(whole), input_precision=PRECISION)
         else:
             write = (key.to(tl.float32) * (b * factor(whole - G))[:, None]).to(operand)

@@ -62,6 +62,15 @@ def summed(x, t, BEFORE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def remaining(x, t, WIDE: tl.constexpr):
+    """The log2 decays of a chunk summed behind each token, [C, BLOCK]."""
+    if WIDE:
+        return tl.sum(x, 0)[None, :] - tl.cumsum(x, 0)
+    else:
+        return added_up(t[:, None] < t[None, :], x, tl.float16)
+
+
+@triton.jit
 def halves(x, t):
     """The log2 decays of each half of a chunk summed, [1, BLOCK]: made of the tokens, not of G, which costs more."""
     early = (t < t.shape[0] // 2)[:, None]

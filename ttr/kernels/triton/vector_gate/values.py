@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..launch import kernel
 from ..tiles import load_block, load_rows, locate, product, sequence, store_rows
-from .decays import load_decays, power, summed
+from .decays import load_decays, power, remaining
 
 
 @kernel("N T")
@@ -37,7 +37,6 @@ def values_kernel(
         keys = start + tl.arange(0, BK)
         decays = load_decays(log_decay + head * DK, token, t, valid, keys, HV * DK * PER_TOKEN, DK, BK, WIDE)
         add = load_rows(p + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
-        G, _before, whole = summed(decays, t, False, WIDE)
-        add = (add.to(tl.float32) * power(whole - G)).to(add.dtype)
+        add = (add.to(tl.float32) * power(remaining(decays, t, WIDE))).to(add.dtype)
         x = tl.dot(add, load_block(state, keys, values, DK, DV), acc=x, input_precision=PRECISION)
     store_rows(dv + head * DV, token, x, t, valid, values, HV * DV, DV, BV)
