@@ -1,10 +1,11 @@
-"""`short_conv`: a stream filtered over the last few tokens. On a GPU one kernel each way, tokens as they lie."""
+"""`short_conv`: a stream filtered over the last few tokens. On a GPU one kernel forward, with SiLU too, tokens as they lie."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .eager import launches
@@ -15,9 +16,9 @@ MOST = 2**31 - 4096  # tokens: the kernel counts them in 32 bits, up to a progra
 
 def short_conv(
     x: Tensor, weight: Tensor, history: Tensor | None, formula: Callable[[Tensor, Tensor], Tensor],
-    places: tuple[Tensor, Tensor] | None = None,
+    places: tuple[Tensor, Tensor] | None = None, silu: bool = False,
 ) -> Tensor:  # fmt: skip
-    """y_t = sum_j weight[:, -1 - j] x_(t - j), in x's dtype, or in autocast's.
+    """y_t = sum_j weight[:, -1 - j] x_(t - j), in x's dtype, or in autocast's; silu: z sigmoid(z) of that sum z.
 
     x: [B, T, D]; weight: [D, K]; history: [N, K - 1, D], what came before x, or None for zeros. places: of a packed row
     [1, T, D], the sequence of each token and its place in it. formula: (x, weight) -> y in torch's own operations.
@@ -29,8 +30,9 @@ def short_conv(
         from .triton.short_conv.function import ShortConv
 
         history = None if history is None else history.to(x.dtype)
-        return ShortConv.apply(x, weight.to(x.dtype), history, *(places or (None, None)), formula)
-    return formula(x, weight)
+        return ShortConv.apply(x, weight.to(x.dtype), history, *(places or (None, None)), formula, silu)
+    y = formula(x, weight)
+    return F.silu(y) if silu else y
 
 
 def _runs(x: Tensor, weight: Tensor, history: Tensor | None) -> bool:

@@ -15,6 +15,6 @@ def unit_norm(x: Tensor, eps: float) -> Tensor:
     if 0 < x.shape[-1] <= WIDEST and launches(x):
         from .triton.unit_norm.function import UnitNorm
 
-        return UnitNorm.apply(x, float(eps))
+        return UnitNorm.apply(x, float(eps))[0]
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..registry import SpecError
 from ..spec import Spec
-from ..stages import Call, Proj, Stage, StageModule, StreamSize
+from ..stages import Call, Proj, Stage, StageModule, StreamSize, Taken
 from .signals import LowRank
 from .sizes import Sizes
 
@@ -17,7 +17,8 @@ def build(stages: tuple[Stage, ...], size: StreamSize, first: int = 0) -> tuple[
     """The modules of consecutive stages, and the head width behind the last."""
     modules = nn.ModuleList()
     for i, stage in enumerate(stages, start=first):
-        modules.append(stage.build(replace(size, key=f"{size.name}_{i}")))
+        taken = len(modules) > 0 and modules[-1].takes(stage)  # type: ignore[operator]
+        modules.append(Taken(stage) if taken else stage.build(replace(size, key=f"{size.name}_{i}")))
         size = replace(size, width=stage.width(size.width))
     return modules, size.width
 

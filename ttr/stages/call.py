@@ -33,7 +33,7 @@ class Call:
         (_, previous), self.kept[key] = self.timeline.lags(x, 1, self.history.get(key))
         return previous
 
-    def convolve(self, key: str, x: Tensor, weight: Tensor) -> Tensor:
-        """x: [B, T, C] filtered over time, channel by channel, with weight: [C, K], newest input last."""
-        y, self.kept[key] = self.timeline.convolve(x, weight, self.history.get(key))
+    def convolve(self, key: str, x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+        """x: [B, T, C] filtered over time, channel by channel, with weight: [C, K], newest input last; silu: SiLU of that."""
+        y, self.kept[key] = self.timeline.convolve(x, weight, self.history.get(key), silu)
         return y

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..registry import SpecError, stage
 from .base import Stage, StageModule
+from .features import SiLU
 
 
 @stage("conv")
@@ -28,7 +30,9 @@ class Conv(Stage):
 
 
 class ConvModule(StageModule):
-    """weight: [channels, kernel_size], the newest input last, as torch's depthwise Conv1d has it."""
+    """weight: [channels, kernel_size], the newest input last, as torch's depthwise Conv1d has it. silu: of a SiLU that follows."""
+
+    silu = False
 
     def __init__(self, stage: Conv, size):
         super().__init__()
@@ -44,12 +48,17 @@ class ConvModule(StageModule):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
+    def takes(self, following):
+        self.silu = type(following) is SiLU
+        return self.silu
+
     def forward(self, x, call):
         flat = x.flatten(2)
-        y = call.convolve(self.key, flat, self.weight) if self.history else flat * self.weight[:, 0]
+        at_once = self.silu and bool(self.history) and self.bias is None
+        y = call.convolve(self.key, flat, self.weight, at_once) if self.history else flat * self.weight[:, 0]
         if self.bias is not None:
             y = y + self.bias
-        return y.reshape(x.shape)
+        return (F.silu(y) if self.silu and not at_once else y).reshape(x.shape)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, kernel_size={self.weight.shape[1]}, bias={self.bias is not None}"

@@ -37,16 +37,16 @@ class Timeline:
             return self.lags(x, count, history)[1]
         return x[:, T - count :].clone()  # a view would keep the whole input alive
 
-    def convolve(self, x: Tensor, weight: Tensor, history: Tensor | None) -> tuple[Tensor, Tensor]:
-        """y_t = sum_j weight[:, -1 - j] x_{t-j}, weight: [C, K] -> y [B, T, C] and the last K - 1 inputs."""
+    def convolve(self, x: Tensor, weight: Tensor, history: Tensor | None, silu: bool = False) -> tuple[Tensor, Tensor]:
+        """y_t = sum_j weight[:, -1 - j] x_{t-j}, or SiLU of it, weight: [C, K] -> y [B, T, C] and the last K - 1 inputs."""
 
         def formula(x: Tensor, weight: Tensor) -> Tensor:
             return self.weighed(x, weight, history)
 
-        return short_conv(x, weight, history, formula, self.places), self.last(x, weight.shape[1] - 1, history)
+        return short_conv(x, weight, history, formula, self.places, silu), self.last(x, weight.shape[1] - 1, history)
 
     def weighed(self, x: Tensor, weight: Tensor, history: Tensor | None) -> Tensor:
-        """`convolve`'s y in torch's own operations."""
+        """`convolve`'s sum in torch's own operations."""
         count = weight.shape[1] - 1
         if torch.compiler.is_compiling():  # which fuses sums, and no convolutions
             return weighed(self.lags(x, count, history)[0], weight)

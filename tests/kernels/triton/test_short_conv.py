@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ttr.kernels.short_conv import short_conv
 from ttr.kernels.triton.short_conv.function import ShortConv
@@ -13,10 +14,15 @@ LENGTHS = [5, 0, 1, 33, 2, 0, 60]
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the rows above run in the interpreter")
 
 
-def kernel(timeline, history):
+def kernel(timeline, history, silu=False):
     """(x, weight) -> y, straight to the kernels."""
     places = timeline.places or (None, None)
-    return lambda x, weight: ShortConv.apply(x, weight, history, *places, lambda x, weight: timeline.weighed(x, weight, history))
+    return lambda x, weight: ShortConv.apply(x, weight, history, *places, lambda x, w: timeline.weighed(x, w, history), silu)
+
+
+def formula(timeline, history, silu):
+    """(x, weight) -> y in torch's own operations."""
+    return lambda x, weight: (F.silu if silu else torch.clone)(timeline.weighed(x, weight, history))
 
 
 def given(T: int, D: int, K: int, device: str, dtype=torch.float32, packed=False, started=True):
@@ -35,27 +41,29 @@ def given(T: int, D: int, K: int, device: str, dtype=torch.float32, packed=False
     return timeline, normal(B, T, D), normal(D, K) / K, history, normal(B, T, D)
 
 
-def check(timeline, x, weight, history, dy, function=None) -> None:
-    function = function or kernel(timeline, history)
+def check(timeline, x, weight, history, dy, function=None, silu=False) -> None:
+    function = function or kernel(timeline, history, silu)
     leaves = [t.detach().requires_grad_() for t in (x, weight)]
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
-    y, expected = function(*leaves), timeline.weighed(*exact, None if history is None else history.double())
+    y, expected = function(*leaves), formula(timeline, None if history is None else history.double(), silu)(*exact)
     bound = BOUNDS[x.dtype]
     assert y.dtype == x.dtype and (y - expected).abs().max() <= bound * expected.abs().max()
     for got, right in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, exact, dy.double()), strict=True):
         assert got.dtype == x.dtype and (got - right).abs().max() <= bound * right.abs().max()
 
 
+@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize(("T", "D", "K"), [(1, 5, 4), (2, 16, 4), (33, 24, 3), (300, 8, 2), (40, 130, 5), (70, 8, 9), (70, 8, 64)])
-def test_value_and_gradient(T, D, K, started, device):
-    check(*given(T, D, K, device, started=started))
+def test_value_and_gradient(T, D, K, started, silu, device):
+    check(*given(T, D, K, device, started=started), silu=silu)
 
 
+@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("K", [4, 9])
-def test_packed(K, started, device):
-    check(*given(0, 24, K, device, packed=True, started=started))
+def test_packed(K, started, silu, device):
+    check(*given(0, 24, K, device, packed=True, started=started), silu=silu)
 
 
 def test_what_no_output_reads_may_be_infinite(device):
@@ -77,7 +85,8 @@ def test_nothing_passes_from_one_sequence_to_another(device):
     assert torch.isfinite(y[:, :6]).all() and torch.isfinite(y[:, 39:]).all()
 
 
-def test_the_second_derivative_is_the_formulas(device):
+@pytest.mark.parametrize("silu", [False, True])
+def test_the_second_derivative_is_the_formulas(silu, device):
     timeline, x, weight, history, _ = given(9, 8, 4, device)
 
     def twice(function):
@@ -85,7 +94,7 @@ def test_the_second_derivative_is_the_formulas(device):
         first = torch.autograd.grad(function(*leaves).pow(3).sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
-    torch.testing.assert_close(twice(kernel(timeline, history)), twice(lambda x, w: timeline.weighed(x, w, history)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(twice(kernel(timeline, history, silu)), twice(formula(timeline, history, silu)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", ["twice", "made of the weight"])
@@ -125,11 +134,12 @@ def test_batched_gradients_are_the_formulas(device):
 
 
 @on_a_gpu
+@pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_dtype_on_a_gpu(packed, dtype):
+def test_every_dtype_on_a_gpu(packed, dtype, silu):
     timeline, x, weight, history, dy = given(2000, 1024, 4, "cuda", dtype, packed)
-    check(timeline, x, weight, history, dy, lambda x, weight: timeline.convolve(x, weight, history)[0])
+    check(timeline, x, weight, history, dy, lambda x, weight: timeline.convolve(x, weight, history, silu)[0], silu)
 
 
 @on_a_gpu

@@ -13,7 +13,8 @@ def launches(everything: bool) -> Named:
         for K in (4, 8, 16):
             weight, history = torch.empty(1024, K), torch.empty(8, K - 1, 1024)
             for before, places in ((None, None), (history, torch.empty(512, dtype=torch.int64))):
-                launch(short_conv_kernel, x, weight, before, places, places, x)
+                for given, silu in ((None, False), (None, True), (x, True)):
+                    launch(short_conv_kernel, x, weight, before, places, places, given, x, silu=silu)
                 launch(short_conv_gradient_kernel, x, weight, before, places, places, x, x, weight)
     for one in found:
         yield f"short conv {one[2]['K']}", one, True

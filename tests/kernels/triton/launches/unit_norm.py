@@ -11,7 +11,8 @@ def launches(everything: bool) -> Named:
     with recorded("cpu") as found:
         for D in (128, 4096):
             x = torch.empty(1024, D, dtype=torch.bfloat16)
-            launch(unit_norm_kernel, x, x, eps=1e-6)
-            launch(unit_norm_gradient_kernel, x, x, x, eps=1e-6)
+            rates = torch.empty(1024, 1)
+            launch(unit_norm_kernel, x, x, rates, eps=1e-6)
+            launch(unit_norm_gradient_kernel, x, rates, x, x)
     for one in found:
         yield "unit norm", one, True

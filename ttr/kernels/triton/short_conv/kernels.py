@@ -1,4 +1,4 @@
-"""A token and its predecessors weighed channel by channel, and the gradients of that."""
+"""A token and its predecessors weighed channel by channel, with or without SiLU behind, and the gradients of that."""
 
 import triton
 import triton.language as tl
@@ -50,10 +50,13 @@ def load_before(x, history, n, i, t, total, lag, channels, D: tl.constexpr, K: t
 
 @kernel("total T")
 def short_conv_kernel(
-    x, weight, history, sequence, index, y, total, T,
-    D: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, history, sequence, index, given, y, total, T,
+    D: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y_t = sum_j weight_(K - 1 - j) x_(t - j). x, y: [total, D]; weight: [D, K]; history: [N, K - 1, D] or None."""
+    """z_t = sum_j weight_(K - 1 - j) x_(t - j), and y = z, or z sigmoid(z) with SILU; where a gradient of that is `given`, y is z's.
+
+    x, given, y: [total, D]; weight: [D, K]; history: [N, K - 1, D] or None.
+    """
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     n, i = place_of(sequence, index, t, total, T, PACKED)
@@ -61,6 +64,12 @@ def short_conv_kernel(
     for lag in tl.static_range(K):
         w = tl.load(weight + channels * K + (K - 1 - lag), mask=channels < D, other=0.0).to(tl.float32)
         out += load_before(x, history, n, i, t, total, lag, channels, D, K) * w[None, :]
+    if SILU:
+        half = tl.sigmoid(out)
+        if given is None:
+            out *= half
+        else:
+            out = load_rows(given, t, t < total, channels, D) * half * (1.0 + out * (1.0 - half))
     store_rows(y, t, out, total, channels, D)
 
 

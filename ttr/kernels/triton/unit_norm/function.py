@@ -18,45 +18,51 @@ ELEMENTS, WARPS = 4096, 4  # of a program
 
 
 class UnitNorm(torch.autograd.Function):
-    """(x: [..., D], eps) -> x / sqrt(sum x^2 + eps) in x's dtype. Keeps x alone for backward."""
+    """(x: [..., D], eps) -> y = r x in x's dtype, and r = 1 / sqrt(sum x^2 + eps), [..., 1] in float32.
+
+    Backward takes y and r, not x: y is there anyway, where it is a key or a query.
+    """
 
     @staticmethod
     def forward(x, eps):
         (x,) = ready(x)
-        y = torch.empty_like(x)
-        launch(unit_norm_kernel, x, y, eps=eps)
-        return y
+        y, r = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        launch(unit_norm_kernel, x, y, r, eps=eps)
+        return y, r
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.eps = inputs
-        ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(ctx, dy):
-        (x,) = ctx.saved_tensors
-        # where a second derivative is wanted
-        if torch.is_grad_enabled() or must_be_seen(dy):
-            return _gradient(x, dy, ctx.eps), None
-        x, dy = ready(x, dy)
-        dx = torch.empty_like(x)
-        launch(unit_norm_gradient_kernel, x, dy, dx, eps=ctx.eps)
+    def backward(ctx, dy, dr):
+        y, r = ctx.saved_tensors
+        if dy is None or dr is not None or torch.is_grad_enabled() or must_be_seen(dy):  # a second derivative asks r too
+            return _gradient(y, r, dy, dr), None
+        y, dy = ready(y, dy)
+        dx = torch.empty_like(y)
+        launch(unit_norm_gradient_kernel, y, r, dy, dx)
         return dx, None
 
 
-def _gradient(x: Tensor, dy: Tensor, eps: float) -> Tensor:
+def _gradient(y: Tensor, r: Tensor, dy: Tensor | None, dr: Tensor | None) -> Tensor | None:
     """The gradient in torch's own operations, which can be differentiated again."""
-    wide, given = x.float(), dy.float()
-    r = torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)
-    y = wide * r
-    return (r * (given - y * (y * given).sum(-1, keepdim=True))).to(x.dtype)
+    wide, dx = y.float(), None
+    if dy is not None:
+        given = dy.float()
+        dx = r * (given - wide * (wide * given).sum(-1, keepdim=True))
+    if dr is not None:
+        of_rate = -(r * r * dr) * wide
+        dx = of_rate if dx is None else dx + of_rate
+    return None if dx is None else dx.to(y.dtype)
 
 
-def launch(kernel: Any, *tensors: Tensor, eps: float) -> None:
+def launch(kernel: Any, *tensors: Tensor, **numbers: float) -> None:
     x = tensors[0]
     D, device = x.shape[-1], x.get_device()
     rows = x.numel() // D
-    launched(_bound(kernel, rows, D, x.dtype, device), *tensors, rows, eps)
+    launched(_bound(kernel, rows, D, x.dtype, device), *tensors, rows, *numbers.values())
 
 
 @lru_cache(maxsize=1024)
