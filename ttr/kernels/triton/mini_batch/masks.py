@@ -90,6 +90,11 @@ def made(numbers: Tensor, size: int, before: bool, back: bool):
     return run, levels, mixing, transitions, (N, T, M, HV)
 
 
+def made_of(written: Tensor) -> bool:
+    """Whether an operator was given the numbers, [10, N, T, Hv], and not what is made of them."""
+    return written.ndim == 4
+
+
 def forward(numbers: Tensor, size: int, before: bool) -> tuple[Tensor, ...]:
     """R, Q0, F and phi. numbers: [10, N, T, Hv], as `two_slots` has them."""
     run, levels, mixing, _, (N, _T, M, HV) = made(numbers, size, before, False)

@@ -1,9 +1,10 @@
 """ttr::mini_batch_forward and ttr::mini_batch_backward, importable without triton, and the autograd.Function around them.
 
 q, k: [B, T, H, dk]; v: [B, T, Hv, dv], of one dtype, T a multiple of the mini-batch b. In float32, for the T / b mini-batches of
-a row: mask R [B, T / b, Hv, b, b], rows Q0 and written F [B, T / b, Hv, r, b], kept phi [B, T / b, Hv, r, r]; or no mask, rows
-and kept but written [B, T, Hv] and factor [Hv, b] or None (`places`). gamma, beta [Hv, dv] or None; first, last
-[B, Hv, r, dk, dv], their biases [B, Hv, r, dv] or None.
+a row: mask R [B, T / b, Hv, b, b], rows Q0 and written F [B, T / b, Hv, r, b], kept phi [B, T / b, Hv, r, r]; or none of these
+but written, [10, B, T, Hv], the numbers that `masks` makes them of, forward and once more backward; or written [B, T, Hv] and
+factor [Hv, b] or None, where there are no masks (`places`). gamma, beta [Hv, dv] or None; first, last [B, Hv, r, dk, dv], their
+biases [B, Hv, r, dv] or None.
 """
 
 from __future__ import annotations

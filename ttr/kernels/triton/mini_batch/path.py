@@ -14,6 +14,7 @@ from ....inner_loop import InnerLoop, initial_slots, initial_weights
 from ....inner_optim import Signals
 from ....lowering import Coefficients
 from ....objectives import slopes
+from ....regressors.base import Layers
 from ....state import State, Tree
 from ... import padded
 from ...arguments import Call, packed_lengths
@@ -24,7 +25,6 @@ from ..eligible import why_not_plain
 from ..signals import number_of, per_head, signals_of
 from ..two_layers.op import two_layers
 from ..two_slots.path import numbers_of
-from .masks_op import masks_of
 from .op import mini_batches
 from .rows import Even, Uneven
 
@@ -51,7 +51,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
     if T == 0 or n == 0:
         return call.v.new_zeros(B, T, Hv, dv), initial(given, spec, params, n, Hv, dk, dv, torch.float32, device)
     if given is None:  # nothing but weights and slots is read of a fresh state, and to make the rest takes launches
-        weights = initial_weights(spec, params, n, Hv, dk, dv, torch.float32, device)
+        alike = n if _layers(spec).activation is None else 1  # the kernels of two layers take one memory for all sequences
+        weights = initial_weights(spec, params, alike, Hv, dk, dv, torch.float32, device)
         state = State(weights=weights, slots=initial_slots(spec, weights))
     else:
         state = initial(given, spec, params, n, Hv, dk, dv, torch.float32, device)
@@ -83,7 +84,8 @@ def run(call: Call, dtype: torch.dtype) -> tuple[Tensor, State]:
                 factor = torch.cat([factor[:, :-1], torch.ones_like(factor[:, :1])], 1)
             o, memory = _kernels(call, params, dtype, [x[part] for x in tokens], numbers, factor, memory)
             outputs.append(o)
-    start = start if rows.tail else {name: x.clone() for name, x in memory.items()}  # `decode` updates the weights in place
+    if not rows.tail or not rows.whole:  # `decode` updates the weights in place: each state has its own
+        start = {name: x.expand(n, *x.shape[1:]).clone() for name, x in (start if rows.tail else memory).items()}
     if rows.unfinished is not None:
         kept = _stacked(**state.mini_batch["start"])
         start = {name: torch.where(rows.unfinished.view(-1, *[1] * (x.ndim - 1)), kept[name], x) for name, x in start.items()}
@@ -108,8 +110,7 @@ def _kernels(call: Call, params: Memory, dtype: torch.dtype, tokens: list[Tensor
     q, k, v = ((x if x.dtype == dtype else x.to(dtype)).contiguous() for x in tokens)
     q = q if call.scale == 1.0 else q * call.scale
     affine = [params[name].contiguous() for name in regressor.outer if name in params] or [None, None]
-    layers, (curvature, gain) = regressor.layers(), slopes(spec.objective, v.shape[-1])
-    assert layers is not None  # `eligible` has asked
+    layers, (curvature, gain) = _layers(spec), slopes(spec.objective, v.shape[-1])
     if takes_its_step(spec):  # of the negative gradient, then, which nobody has to launch a kernel for
         curvature, gain = -curvature, -gain
     form = layers.residual, layers.eps, curvature, gain, spec.read.at == "before"
@@ -117,6 +118,12 @@ def _kernels(call: Call, params: Memory, dtype: torch.dtype, tokens: list[Tensor
     layer = _one_layer if layers.activation is None else partial(_two_layers, layers.activation)
     o, last = layer((q, k, v, *mixed, factor, *affine), first, size, form)
     return o if o.dtype == call.v.dtype else o.to(call.v.dtype), last
+
+
+def _layers(spec) -> Layers:
+    layers = spec.regressor.layers()
+    assert layers is not None  # `eligible` has asked
+    return layers
 
 
 def _one_layer(inputs: tuple, first: Memory, size: int, form: tuple) -> tuple[Tensor, Memory]:
@@ -131,7 +138,7 @@ def _two_layers(activation: str, inputs: tuple, first: Memory, size: int, form: 
     widths = [first[name][0, 0, 0].numel() for name in names]
     memory = torch.cat([first[name].flatten(3) for name in names], 3)
     o, last = two_layers(*inputs, memory, size, first[names[0]].shape[-1], len(names) > 2, activation, *form)
-    return o, {name: x.view(first[name].shape) for name, x in zip(names, last.split(widths, 3), strict=True)}
+    return o, {name: x.unflatten(3, first[name].shape[3:]) for name, x in zip(names, last.split(widths, 3), strict=True)}
 
 
 def takes_its_step(spec) -> bool:
@@ -169,13 +176,13 @@ def _factor(call: Call, params: Memory) -> Tensor | None:
     return InnerLoop(call.spec, params).factors(0, int(call.spec.mini_batch), some).expand(call.sizes[3], -1).contiguous()
 
 
-def _masks(spec, numbers: Tensor, size: int) -> tuple[Tensor, ...]:
-    """R, Q0, F and phi of every mini-batch: [N, mini-batches, Hv, ...]. One slot beside the weights has kernels that make them of
-    mini-batches of 2^n tokens; else torch does.
+def _masks(spec, numbers: Tensor, size: int) -> tuple[Tensor | None, ...]:
+    """R, Q0, F and phi of every mini-batch: [N, mini-batches, Hv, ...]. With one slot beside the weights and mini-batches of 2^n
+    tokens the numbers stand in F's place: the operators have kernels that make all four of them.
     """
-    r, before = 1 + len(spec.optimizer.slots), spec.read.at == "before"
+    r = 1 + len(spec.optimizer.slots)
     if r == 2 and not size & (size - 1):
-        return masks_of(numbers.contiguous(), size, before)
+        return None, None, numbers.contiguous(), None
     each = numbers.unflatten(2, (-1, size)).transpose(3, 4)  # [numbers, N, mini-batches, Hv, tokens]
     lead = each.shape[1:3]
     each = each.flatten(1, 2)[..., None, None, None]

@@ -9,6 +9,7 @@ import torch
 
 from ..launch import Bound, prepare
 from ..shapes import power_of_two
+from . import masks
 from .advance import advance_kernel
 from .outputs import outputs_kernel
 from .outputs_gradient import outputs_gradient_kernel
@@ -92,6 +93,8 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, firs
     """o, the last slots and their biases, the slots and biases every mini-batch began with, and its gradients."""
     if q.is_cuda:
         prepare()
+    if masks.made_of(written):
+        mask, rows, written, kept = masks.forward(written, form.size, form.before)
     kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, False, False)
     run, (N, T, _, HV, dk, dv, _, r), M = launches(kind), kind[:8], kind.batches
     bias = (lambda *shape: q.new_empty(shape, dtype=torch.float32)) if kind.biased else (lambda *shape: None)
@@ -112,7 +115,10 @@ def backward(
     """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta, first and first_bias; None for what was not given."""
     if q.is_cuda:
         prepare()
-    mixed = mixed and kept is not None
+    numbers = written if masks.made_of(written) else None
+    if numbers is not None:
+        mask, rows, written, kept = masks.forward(numbers, form.size, form.before)
+    mixed = kept is not None and (mixed or numbers is not None)
     kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, mixed, dlast is not None)
     run, (N, T, H, HV, dk, dv, *_), M = launches(kind), kind[:8], kind.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
@@ -138,6 +144,9 @@ def backward(
         k, mask, written, factor, gradient, *slots, ends, end_biases, dlayer, dv_, dk_, dwritten, dkept, dfactor,
         T, M, form.curvature / form.gain,
     )  # fmt: skip
+    if numbers is not None:
+        dwritten = masks.backward(dmask, drows, dwritten, dkept, numbers, form.size, form.before)
+        dmask = drows = dkept = None
     dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
     if HV != H:
         dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))

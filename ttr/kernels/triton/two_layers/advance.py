@@ -11,10 +11,10 @@ from .exchange import scan_place_of, summed
 from .memory import affine, load_both_slots, load_both_written, mixed, slot_size, store_both_slots
 
 
-@kernel("T batches heads begin count eps curvature gain")
+@kernel("T batches heads begin count memories eps curvature gain")
 def advance_kernel(
     k, v, mask, written, kept, factor, gamma, beta, first, last, starts, hidden, slopes, predicted, lower, upper, partial, arrived,
-    T, batches, heads, begin, count, eps, curvature, gain,
+    T, batches, heads, begin, count, memories, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -22,9 +22,10 @@ def advance_kernel(
 ):  # fmt: skip
     """`count` mini-batches, from `begin` on; PARTS programs a head, the hidden units shared among them.
 
-    first, last: the memory before and behind them, [N, Hv, r, slot], float32; last None where nobody wants it. starts: the same
-    before every mini-batch of the group's heads, rounded as products take it, [heads, count, r, slot]. hidden, slopes, lower: X,
-    a'(A) and L, upper: U, and what U is the gradient at (predicted, float32): [heads, count, b, m or dv].
+    first, last: the memory before and behind them, [N, Hv, r, slot], float32; last None where nobody wants it. memories: the heads
+    that first has, Hv where all sequences begin alike. starts: the memory before every mini-batch of the group's heads, rounded as
+    products take it, [heads, count, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
+    (predicted, float32): [heads, count, b, m or dv].
     """
     local, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
@@ -33,8 +34,8 @@ def advance_kernel(
     units = part * BM + tl.arange(0, BM)
     valid = t < SIZE
     wide = slot_size(DK, DV, M, BIASED)
-    row = (heads + local).to(tl.int64) * SLOTS * wide
-    z, y, c, d, n_z, n_y, n_c, n_d = load_both_slots(first + row, keys, units, values, DK, DV, M, BIASED, SLOTS)
+    began = ((heads + local) % memories).to(tl.int64) * SLOTS * wide
+    z, y, c, d, n_z, n_y, n_c, n_d = load_both_slots(first + began, keys, units, values, DK, DV, M, BIASED, SLOTS)
     for step in tl.range(0, count, disable_licm=True):
         batch = begin + step
         token = n.to(tl.int64) * T + batch * SIZE
@@ -82,4 +83,5 @@ def advance_kernel(
                 n_c += tl.sum(n_f[:, None] * l, 0)
                 n_d += tl.sum(write, 0)
     if last is not None:
+        row = (heads + local).to(tl.int64) * SLOTS * wide
         store_both_slots(last + row, z, y, c, d, n_z, n_y, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)

@@ -1,6 +1,7 @@
 """ttr::two_layers_forward and ttr::two_layers_backward, importable without triton, and the autograd.Function around them.
 
-As `mini_batch.op`, but for the memory: first and last are [B, Hv, r, slot], float32, a slot the numbers of Z, Y, c and d.
+As `mini_batch.op`, but for the memory: first and last are [B, Hv, r, slot], float32, a slot the numbers of Z, Y, c and d; first may be
+[1, Hv, r, slot], with which all sequences begin.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def _backward(do, dlast, *args):
 
 
 def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, size, hidden, *options):
-    batches, heads, device = v.shape[1] // size, v.shape[0] * v.shape[2], v.device.index if v.is_cuda else -1
-    several = ceil_div(batches, group_of(batches, heads, hidden, device)) - 1 if options[-1] else 0
-    return *empty_likes(v, first), first.new_empty((several, row_of(first)))
+    N, batches, device = v.shape[0], v.shape[1] // size, v.device.index if v.is_cuda else -1
+    several = ceil_div(batches, group_of(batches, N * v.shape[2], hidden, device)) - 1 if options[-1] else 0
+    return *empty_likes(v), first.new_empty((N, *first.shape[1:])), first.new_empty((several, row_of(N, first)))
 
 
 def _fake_backward(do, dlast, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, *rest):

@@ -62,6 +62,6 @@ def group_of(batches: Any, heads: Any, hidden: int, device: int) -> Any:
     return ceil_div(batches, ceil_div(batches, several))
 
 
-def row_of(memory: Any) -> Any:
-    """The numbers of a memory in a row of checkpoints, which begins on 16 bytes."""
-    return ceil_div(memory.numel(), 4) * 4
+def row_of(sequences: Any, first: Any) -> Any:
+    """The numbers of a row of checkpoints, which begins on 16 bytes: of so many sequences, a memory each."""
+    return ceil_div(sequences * first[0].numel(), 4) * 4

@@ -13,7 +13,7 @@ from .memory import affine, load_both_rows, load_both_slots, load_both_written, 
 @kernel("T batches heads begin count eps curvature gain")
 def retreat_kernel(
     q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, hidden, slopes, curved, predicted, upper, dout, read, dinner,
-    dhidden, dlower, dupper, dmemory, ends, dweighed, dlayer, dv, dgamma, dbeta, partial, arrived,
+    dhidden, dlower, dupper, dmemory, ends, dlayer, dv, dgamma, dbeta, partial, arrived,
     T, batches, heads, begin, count, eps, curvature, gain,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
@@ -32,7 +32,7 @@ def retreat_kernel(
 
     where dC and dA_q come of the queries (`readers`) and curved = (U Y_0^T) * a''(A) (`writers`). dmemory: D and E,
     [N, Hv, r, slot], float32, in place; ends: as they were behind every mini-batch, rounded as products take them. dhidden: from
-    dX to dA. dweighed: dG; dlayer: dP. dgamma, dbeta: added to what `readers` left there.
+    dX to dA; dlower: from dL to dG. dlayer: dP. dgamma, dbeta: added to what `readers` left there.
     """
     local, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
@@ -65,7 +65,8 @@ def retreat_kernel(
             dl += n_f[:, None] * affine(key, n_dz, n_c, PRECISION)
             du += n_f[:, None] * product(x, n_dy.to(operand), PRECISION)
         dg = (dl * derivative).to(operand)
-        store_rows(dweighed, here, dg, t, valid, units, M, M, BM)
+        tl.debug_barrier()  # all have read what lay there
+        store_rows(dlower, here, dg, t, valid, units, M, M, BM)
         du = tl.dot(dg, y, acc=du, input_precision=PRECISION)
         du = summed(du, partial, arrived, back, part, local, t, values, ROWS, BV, PARTS)
         if BIASED:
@@ -112,7 +113,7 @@ def retreat_kernel(
         out = load_rows(dout, here, t, valid, values, DV, DV, BV).to(tl.float32)
         seen = row[:, None] * out
         b = load_rows(read, here, t, valid, units, M, M, BM)
-        dg = load_rows(dweighed, here, t, valid, units, M, M, BM)  # Triton 3.6 miscompiles a product's transpose as an operand
+        dg = load_rows(dlower, here, t, valid, units, M, M, BM)  # Triton 3.6 miscompiles a product's transpose as an operand
         dy, n_dy = mixed(kept, place, dy, n_dy, SLOTS, True)
         dy = tl.dot(tl.trans(b), seen.to(operand), acc=dy, input_precision=PRECISION)
         dy = tl.dot(tl.trans(x), dp, acc=dy, input_precision=PRECISION)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..launch import Bound, prepare
+from ..mini_batch import masks
 from ..shapes import ceil_div, power_of_two
 from .advance import advance_kernel
 from .outputs import outputs_kernel
@@ -143,9 +144,12 @@ class Prepared:
 
 def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form: Form, save: bool):
     """o, the last memory, and with save the memory that every group but the first began with, [groups - 1, `row_of` first]."""
+    if masks.made_of(written):
+        mask, rows, written, kept = masks.forward(written, form.size, form.before)
+    N, HV = v.shape[0], v.shape[2]
     call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, False)
-    o, last, made = torch.empty_like(v), torch.empty_like(first), None
-    checkpoints = first.new_empty((ceil_div(call.batches, call.count) - 1 if save else 0, row_of(first)))
+    o, last, made = torch.empty_like(v), first.new_empty((N, *first.shape[1:])), None
+    checkpoints = first.new_empty((ceil_div(call.batches, call.count) - 1 if save else 0, row_of(N, first)))
     for own in call.groups:
         before = first
         for i, group in enumerate(own):
@@ -153,13 +157,13 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
             behind = checkpoints[i] if i < len(checkpoints) else last
-            place = *call.place(group), form.eps
+            place = call.place(group)
             run["advance"](
                 k, v, mask, written, kept, factor, gamma, beta, before, behind, *made.tensors, made.partial, next(call.arrived), *place,
-                form.curvature, form.gain,
+                (N if i else len(first)) * HV, form.eps, form.curvature, form.gain,
             )  # fmt: skip
             starts, hidden, _slopes, _predicted, lower, upper = made.tensors
-            run["outputs"](q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, *place)
+            run["outputs"](q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, *place, form.eps)
             before = behind
     return o, last, checkpoints
 
@@ -168,48 +172,67 @@ def backward(
     do, dlast, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form: Form, mixed: bool = True
 ):  # fmt: skip
     """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta and first; None for what was not given."""
-    mixed = mixed and kept is not None
+    numbers = written if masks.made_of(written) else None
+    if numbers is not None:
+        mask, rows, written, kept = masks.forward(numbers, form.size, form.before)
+    mixed = kept is not None and (mixed or numbers is not None)
     call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, mixed)
     (N, T, H, dk), (HV, dv), M = q.shape, v.shape[2:], call.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
-    dv_, dmemory = torch.empty_like(v), torch.zeros_like(first) if dlast is None else dlast.clone()
-    dmask, drows, dwritten = (None if x is None else torch.empty_like(x) for x in (mask, rows, written))
-    dkept = torch.empty_like(kept) if mixed and kept is not None else None
+    dv_, dmemory = torch.empty_like(v), first.new_zeros((N, *first.shape[1:])) if dlast is None else dlast.clone()
+    drows, dwritten, dkept = (None if x is None else torch.empty_like(x) for x in (rows, written, kept if mixed else None))
+    dmask = torch.empty_like(mask) if mask is not None and numbers is None else mask  # the one made here nobody asks for again
     dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
-    affine, loss, made = (gamma, beta), (form.curvature, form.gain), None
+    through_groups(
+        call, do, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form,
+        dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
+    )  # fmt: skip
+    if numbers is not None:
+        dwritten = masks.backward(dmask, drows, dwritten, dkept, numbers, form.size, form.before)
+        dmask = drows = dkept = None
+    if len(first) < N:
+        dmemory = dmemory.sum(0, keepdim=True)
+    dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
+    if HV != H:
+        dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
+    return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory
+
+
+def through_groups(
+    call: Prepared, do, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form: Form,
+    dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
+) -> None:  # fmt: skip
+    """The launches of backward. What is made for a group is gone behind them."""
+    N, HV, loss, made = v.shape[0], v.shape[2], (form.curvature, form.gain), None
     for own in call.groups:
         for i, group in reversed(list(enumerate(own))):
             run, place = call.launches(group), call.place(group)
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
                 dout, dupper, dlayer = (torch.empty_like(made.upper) for _ in range(3))
-                read, dinner, curved, dhidden, dlower, dweighed = (torch.empty_like(made.hidden) for _ in range(6))
+                read, dinner, curved, dhidden, dlower = (torch.empty_like(made.hidden) for _ in range(5))
                 ends = torch.empty_like(made.starts)
             before = checkpoints[i - 1] if i else first
             starts, hidden, slopes, predicted, lower, upper = made.tensors
             run["advance once more"](
-                k, v, mask, written, kept, factor, *affine, before, None, *made.tensors, made.partial, next(call.arrived), *place, form.eps,
-                *loss,
+                k, v, mask, written, kept, factor, gamma, beta, before, None, *made.tensors, made.partial, next(call.arrived), *place,
+                (N if i else len(first)) * HV, form.eps, *loss,
             )  # fmt: skip
             run["readers"](
-                q, k, mask, rows, written, factor, *affine, starts, hidden, lower, upper, do, dout, read, dinner, dq, drows, dgamma,
+                q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, do, dout, read, dinner, dq, drows, dgamma,
                 dbeta, *place, form.eps,
             )  # fmt: skip
             run["writers"](
-                q, k, mask, written, factor, starts, hidden, lower, upper, dout, read, dinner, curved, dk_, dhidden, dlower, dupper,
+                q, k, mask, written, factor, starts, hidden, lower, upper, dout, read, dinner, curved, dk, dhidden, dlower, dupper,
                 dmask, dwritten, dfactor, *place,
             )  # fmt: skip
             run["retreat"](
-                q, k, v, mask, rows, written, kept, factor, *affine, starts, hidden, slopes, curved, predicted, upper, dout, read,
-                dinner, dhidden, dlower, dupper, dmemory, ends, dweighed, dlayer, dv_, dgamma, dbeta, made.partial,
+                q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, hidden, slopes, curved, predicted, upper, dout, read,
+                dinner, dhidden, dlower, dupper, dmemory, ends, dlayer, dv, dgamma, dbeta, made.partial,
                 next(call.arrived), *place, form.eps, *loss,
             )  # fmt: skip
             run["written_gradient"](
-                k, mask, written, factor, starts, hidden, lower, upper, ends, dhidden, dv_, dk_, dwritten, dkept, dfactor,
+                k, mask, written, factor, starts, hidden, lower, upper, ends, dhidden, dv, dk, dwritten, dkept, dfactor,
                 *place, form.curvature / form.gain,
             )  # fmt: skip
-    dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
-    if HV != H:
-        dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
-    return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory

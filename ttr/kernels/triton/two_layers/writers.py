@@ -24,7 +24,7 @@ def writers_kernel(
         S = R^T * (U dC^T):  dX = S B,     dL = (R^T * K Q^T) dA,     dU = (R^T * X B^T) dC,     dK = (R^T * L dA^T) Q
         dR^T = K Q^T * L dA^T + X B^T * U dC^T,                   curved = (U Y_0^T) * a''(A)
 
-    dk: [tokens, Hv, dk]. dhidden, dlower, dupper: dX, dL and dU, as the group's tokens lie.
+    dk: [tokens, Hv, dk]. dhidden, dlower, dupper: dX, dL and dU, as the group's tokens lie. dmask may lie where mask does.
     """
     head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
     here = own * SIZE
