@@ -22,7 +22,7 @@ def x():
     return torch.randn(B, T, H, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def run(kind: str, x, name: str = "q", streams=None, signals=None, micro_steps: int = 1, **fields):
+def run(kind: str, x, name: str = "q", streams=None, signals=None, late=None, micro_steps: int = 1, **fields):
     """A stage built for x and run on it, with random parameters."""
     declared = STAGES.get(kind)(**fields)
     heads, width = x.shape[2:]
@@ -34,7 +34,7 @@ def run(kind: str, x, name: str = "q", streams=None, signals=None, micro_steps: 
     torch.manual_seed(1)
     for p in module.parameters():
         torch.nn.init.normal_(p)
-    call = Call(x=x.flatten(2), timeline=Timeline(B), streams=streams or {}, signals=signals or {})
+    call = Call(x=x.flatten(2), timeline=Timeline(B), streams=streams or {}, signals=signals or {}, late=late or {})
     call.position, _ = call.timeline.position(x, torch.zeros(B, dtype=torch.long))
     y = module(x, call)
     assert y.shape[-1] == declared.width(x.shape[-1])
@@ -205,7 +205,7 @@ def test_blend(x):
 def test_gate_skip_and_bonus(x):
     v, k, q = x.exp(), x.sin(), x.cos()
     for gate in (x[..., 0], x):
-        y, _ = run("gate", v, name="output", signals={"output_0": gate})
+        y, _ = run("gate", v, name="output", late={"output_0": lambda call, gate=gate: gate})
         assert torch.allclose(y, v * (gate if gate.ndim == 4 else gate[..., None]))
     y, module = run("skip", x, name="output", streams={"v": v})
     assert torch.allclose(y, x + module.D * v) and module.D.shape == (H, 1)

@@ -125,7 +125,7 @@ class Mixer(CausalLayer[MixerState]):
         sources = {"x": self.d_model, "shift": self.d_model, "v": total["v"], "qkv": total["q"] + total["k"] + total["v"]}
         return SignalProjection(
             signals, sizes, sources,
-            head_dim=self.sizes.key_width, layer_idx=self.layer_idx, n_layers=self.n_layers,
+            head_dim=self.sizes.key_width, layer_idx=self.layer_idx, n_layers=self.n_layers, late=signals.keys() - self.spec.signals().keys(),
         )  # fmt: skip
 
     def _by_name(self) -> dict[str, Stream]:
@@ -242,11 +242,10 @@ class Mixer(CausalLayer[MixerState]):
         streams = self._by_name()
         projected = {name: y.unflatten(-1, (streams[name].heads, -1)) for name, y in (given or {}).items()}
 
-        def project(name: str) -> Tensor:
-            stream = streams[name]
-            if stream.proj.share is not None:
-                return project(stream.proj.share)
+        def project(name: str) -> Tensor:  # which must not call itself: a cycle would keep the call and its streams alive
+            name = streams[name].proj.share or name
             if name not in projected:
+                stream = streams[name]
                 y = getattr(self, f"{name}_proj")(stream.input(call))
                 projected[name] = y.unflatten(-1, (stream.heads, stream.projected_width))
             return projected[name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +59,8 @@ class SignalSize:
 class SignalProjection(nn.Module):
     """Values of all signals from one layer input, scale * map(cap(W source + bias)).
 
-    Full-rank signals of one source share one matrix (and, from `shift`, one mix); a low-rank one has two of its own.
+    Full-rank signals of one source share one matrix (and, from `shift`, one mix); a low-rank one has two of its own. late: the names
+    of those that come as `Call.late`.
     Biases and the maps' constants are bare parameters: host models zero every nn.Linear.bias.
     """
 
@@ -70,8 +73,10 @@ class SignalProjection(nn.Module):
         head_dim: int,
         layer_idx: int = 0,
         n_layers: int = 1,
+        late: Collection[str] = (),
     ):
         super().__init__()
+        self.late = frozenset(late)
         self.signals = {name: s for name, s in signals.items() if not s.constant}
         self.sizes = sizes
         free = {name: s for name, s in self.signals.items() if s.tie is None}
@@ -133,20 +138,32 @@ class SignalProjection(nn.Module):
             fused = self.fused[source](self._source(source, "fused", call))
             parts = fused.split([self.sizes[n].total for n in names], -1)
             z |= dict(zip(names, parts, strict=True))
-        for name, project in self.low_rank.items():
-            z[name] = project(self._source(self.signals[name].source, name, call))
-        z = {name: self._pre_activation(name, part) for name, part in z.items()}
+        own = {name: self._pre_activation(name, part) for name, part in z.items() if name not in self.late}
+        own |= {name: self._pre_activation(name, self._low_rank(name, call)) for name in self.low_rank if name not in self.late}
         values = {}
         for name, s in self.signals.items():
-            if s.tie is None:
-                value = s.map(z[name], self._constants(name))
+            if name in self.late:
+                call.late[name] = partial(self._made_late, name, z.get(name))
+            elif s.tie is None:
+                values[name] = self._scaled(name, s.map(own[name], self._constants(name)))
             else:
                 gate = self.signals["log_decay"].map
                 assert isinstance(gate, Mamba)  # _check_tie
-                value = gate.dt_of(z["log_decay"], self._constants("log_decay"))  # type: ignore[attr-defined]
-            value = value if s.scale == 1.0 else s.scale * value
-            values[name] = value.squeeze(-1) if s.per == "head" else value
+                dt = gate.dt_of(own["log_decay"], self._constants("log_decay"))  # type: ignore[attr-defined]
+                values[name] = self._scaled(name, dt)
         return values
+
+    def _made_late(self, name: str, z: Tensor | None, call: Call) -> Tensor:
+        z = self._pre_activation(name, self._low_rank(name, call) if z is None else z)
+        return self._scaled(name, self.signals[name].map(z, self._constants(name)))
+
+    def _low_rank(self, name: str, call: Call) -> Tensor:
+        return self.low_rank[name](self._source(self.signals[name].source, name, call))
+
+    def _scaled(self, name: str, value: Tensor) -> Tensor:
+        s = self.signals[name]
+        value = value if s.scale == 1.0 else s.scale * value
+        return value.squeeze(-1) if s.per == "head" else value
 
     def _constants(self, name: str) -> dict[str, Tensor]:
         return dict(self.maps[name].items()) if name in self.maps else {}  # type: ignore[operator]

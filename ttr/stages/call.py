@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -16,7 +17,8 @@ class Call:
     x: [B, T, d_model], the layer's input. previous: [B, T, d_model], the input one token earlier, where a stage or a
     signal mixes it in. timeline: which token follows which. position: [B, T], tokens read before, or None.
     streams: q [B, T, H, dk], k [B, T, n H, dk], v [B, T, n Hv, dv], write_key, as far as they are finished.
-    signals: values by name, as far as they are known. history, kept: what stages remember, by StreamSize.key.
+    signals: values by name, as far as they are known. late: those of output gates, made of the call where they are used: backward
+    is then through with them when it comes to the memory, which takes the most. history, kept: what stages remember, by StreamSize.key.
     """
 
     x: Tensor
@@ -25,6 +27,7 @@ class Call:
     position: Tensor | None = None
     streams: dict[str, Tensor] = field(default_factory=dict)
     signals: dict[str, Tensor] = field(default_factory=dict)
+    late: dict[str, Callable[[Call], Tensor]] = field(default_factory=dict)
     history: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
 

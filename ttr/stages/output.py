@@ -38,7 +38,7 @@ class OutputGateModule(StageModule):
         self.key = key
 
     def forward(self, x, call):
-        gate = call.signals[self.key].to(x.dtype)
+        gate = call.late[self.key](call).to(x.dtype)
         return x * (gate if gate.ndim == x.ndim else gate[..., None])
 
 
