@@ -24,10 +24,10 @@ def advance_kernel(
 
     first, last: the memory before and behind them, [N, Hv, r, slot], float32; last None where nobody wants it. memories: the heads
     that first has, Hv where all sequences begin alike. starts: the memory before every mini-batch of the group's heads, rounded as
-    products take it, [heads, count, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
-    (predicted, float32): [heads, count, b, m or dv].
+    products take it, [count, heads, r, slot]. hidden, slopes, lower: X, a'(A) and L, upper: U, and what U is the gradient at
+    (predicted, float32): [count, heads, b, m or dv].
     """
-    local, part, n, head = scan_place_of(heads, HV, PARTS)
+    local, together, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
@@ -40,7 +40,7 @@ def advance_kernel(
         batch = begin + step
         token = n.to(tl.int64) * T + batch * SIZE
         place = place_of(n, batch, batches, head, HV)
-        own = local.to(tl.int64) * count + step
+        own = local.to(tl.int64) + step * together
         here = own * SIZE  # among the group's tokens
         key = load_rows(k + head // (HV // H) * DK, token, t, valid, keys, H * DK, DK, BK)
         operand = key.dtype

@@ -8,10 +8,11 @@ from ..tiles import load_rows, store_rows
 
 @triton.jit
 def scan_place_of(heads, HV: tl.constexpr, PARTS: tl.constexpr):
-    """Of a program in a scan's grid, PARTS a head: its head among the group's, its part of it; its sequence and its head there."""
+    """Of a program in a scan's grid, PARTS a head: its head among the group's and how many those are, its part of it; its sequence
+    and its head there."""
     local = tl.program_id(0) // PARTS
     part = tl.program_id(0) % PARTS
-    return local, part, (heads + local) // HV, (heads + local) % HV
+    return local, tl.num_programs(0) // PARTS, part, (heads + local) // HV, (heads + local) % HV
 
 
 @triton.jit

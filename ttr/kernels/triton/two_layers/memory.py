@@ -132,13 +132,13 @@ def load_both_rows(rows, place, t, valid, SIZE: tl.constexpr, SLOTS: tl.constexp
 
 
 @triton.jit
-def group_batch_of(T, batches, heads, begin, count, HV: tl.constexpr, SIZE: tl.constexpr):
-    """Of a program in a grid of (heads of the group x its mini-batches), the first head of the group among all being `heads`.
+def group_batch_of(T, batches, heads, together, begin, HV: tl.constexpr, SIZE: tl.constexpr):
+    """Of a program in a grid of (mini-batches of the group x its heads), which are `together` and the first of them is `heads`.
 
     Its head, its first token, its place among all mini-batches, and that among the group's.
     """
     own = tl.program_id(0).to(tl.int64)
-    n = (heads + own // count) // HV
-    head = (heads + own // count) % HV
-    batch = begin + own % count
+    n = (heads + own % together) // HV
+    head = (heads + own % together) % HV
+    batch = begin + own // together
     return head, n * T + batch * SIZE, place_of(n, batch, batches, head, HV), own

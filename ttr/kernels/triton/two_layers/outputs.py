@@ -60,16 +60,16 @@ def reads_of(
     return tl.dot((weights * scores).to(query.dtype), u, acc=out, input_precision=PRECISION)
 
 
-@kernel("T batches heads begin count eps")
+@kernel("T batches heads together begin eps")
 def outputs_kernel(
-    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, T, batches, heads, begin, count, eps,
+    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, T, batches, heads, together, begin, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr,
 ):  # fmt: skip
     """One mini-batch of one head a program."""
-    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, together, begin, HV, SIZE)
     here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)

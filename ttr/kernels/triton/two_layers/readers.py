@@ -11,10 +11,10 @@ from .memory import group_batch_of, load_lower, load_lower_bias, load_upper, loa
 from .outputs import reads_of
 
 
-@kernel("T batches heads begin count eps")
+@kernel("T batches heads together begin eps")
 def readers_kernel(
     q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, do, dout, read, dinner, dq, drows, dgamma, dbeta,
-    T, batches, heads, begin, count, eps,
+    T, batches, heads, together, begin, eps,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -28,7 +28,7 @@ def readers_kernel(
     dout, read, dinner: dC, B and dA, as `upper` and `hidden` lie. dq: [tokens, Hv, dk]; dgamma, dbeta: of this mini-batch
     alone, [N, batches, Hv, dv].
     """
-    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, together, begin, HV, SIZE)
     here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)

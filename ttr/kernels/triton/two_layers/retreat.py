@@ -34,7 +34,7 @@ def retreat_kernel(
     [N, Hv, r, slot], float32, in place; ends: as they were behind every mini-batch, rounded as products take them. dhidden: from
     dX to dA; dlower: from dL to dG. dlayer: dP. dgamma, dbeta: added to what `readers` left there.
     """
-    local, part, n, head = scan_place_of(heads, HV, PARTS)
+    local, together, part, n, head = scan_place_of(heads, HV, PARTS)
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
     values = tl.arange(0, BV)
@@ -48,7 +48,7 @@ def retreat_kernel(
         batch = begin + step
         token = n.to(tl.int64) * T + batch * SIZE
         place = place_of(n, batch, batches, head, HV)
-        own = local.to(tl.int64) * count + step
+        own = local.to(tl.int64) + step * together
         here = own * SIZE
         end = ends + own * SLOTS * wide
         store_both_slots(end, dz, dy, c, d, n_dz, n_dy, n_c, n_d, keys, units, values, DK, DV, M, BIASED, SLOTS)

@@ -106,18 +106,33 @@ class Made:
     """What is made anew for every group: the memory before each of its mini-batches, X, a'(A), L and U of its tokens."""
 
     def __init__(self, q: Tensor, v: Tensor, memory: Tensor, group: Group, form: Form):
-        (slots, wide), dv, self.parts = memory.shape[2:], v.shape[3], parts_of(form.hidden, q.get_device())
-        self.size, lead = (group.heads, group.count), (group.heads, group.count, form.size)
-        self.starts = q.new_empty(*self.size, slots, wide)
+        (slots, wide), dv, parts = memory.shape[2:], v.shape[3], parts_of(form.hidden, q.get_device())
+        self.size, lead = (group.heads, group.count), (group.count, group.heads, form.size)
+        self.starts = q.new_empty(*lead[:2], slots, wide)
         self.hidden, self.slopes, self.lower = (q.new_empty(*lead, form.hidden) for _ in range(3))
         self.upper = q.new_empty(*lead, dv)
         self.predicted = torch.empty_like(self.upper, dtype=torch.float32)
-        shared = 2 * (self.parts > 1), group.heads, self.parts, max(16, power_of_two(form.size)), power_of_two(dv)
+        shared = 2 * (parts > 1), group.heads, parts, max(16, power_of_two(form.size)), power_of_two(dv)
         self.partial = q.new_empty(shared, dtype=torch.float32)
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.starts, self.hidden, self.slopes, self.predicted, self.lower, self.upper
+    def of(self, begin: int = 0, end: int | None = None) -> tuple[Tensor, ...]:
+        """Of some of the mini-batches."""
+        return tuple(x[begin:end] for x in (self.starts, self.hidden, self.slopes, self.predicted, self.lower, self.upper))
+
+    def back_at_once(self) -> int:
+        """How many mini-batches go back at a time: half of the group, for what is made of them; all where half begins on no 16 bytes."""
+        half = ceil_div(self.size[1], 2)
+        return half if all(x[:half].nbytes % 16 == 0 for x in self.of()) else self.size[1]
+
+
+class Back:
+    """What is made on the way back of so many of a group's mini-batches: dC, B, dA_q, dX then dA, dL then dG, dU, dP, D and E."""
+
+    def __init__(self, made: Made, count: int):
+        starts, hidden, _, _, _, upper = made.of(0, count)
+        self.out, self.upper, self.layer = (torch.empty_like(upper) for _ in range(3))
+        self.read, self.inner, self.curved, self.hidden, self.lower = (torch.empty_like(hidden) for _ in range(5))
+        self.ends = torch.empty_like(starts)
 
 
 class Prepared:
@@ -132,14 +147,16 @@ class Prepared:
         self.groups = groups(N * HV, self.batches, self.count, heads_at_once(form.hidden, device))
         given = gamma is not None, mask is not None, factor is not None, mixed
         self.kind = Kind(0, 0, H, HV, dk, dv, slots, form, *given, q.dtype, device)
-        launched = sum(len(own) for own in self.groups)
-        self.arrived = iter(q.new_zeros((2 * launched, ceil_div(N * HV, 4) * 4), dtype=torch.int32))  # rows on 16 bytes
+        launched = 3 * sum(len(own) for own in self.groups)  # at most: a group goes forward once more, and back in two
+        self.arrived = iter(q.new_zeros((launched, ceil_div(N * HV, 4) * 4), dtype=torch.int32))  # rows on 16 bytes
 
     def launches(self, group: Group) -> dict[str, Bound]:
         return launches(self.kind._replace(heads=group.heads, count=group.count))
 
-    def place(self, group: Group) -> tuple[int, ...]:
-        return self.T, self.batches, group.first, group.begin, group.count
+    def places(self, group: Group) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """As scans and as reads take them."""
+        whole = self.T, self.batches, group.first
+        return (*whole, group.begin, group.count), (*whole, group.heads, group.begin)
 
 
 def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form: Form, save: bool):
@@ -157,13 +174,13 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
             behind = checkpoints[i] if i < len(checkpoints) else last
-            place = call.place(group)
+            scan, read = call.places(group)
             run["advance"](
-                k, v, mask, written, kept, factor, gamma, beta, before, behind, *made.tensors, made.partial, next(call.arrived), *place,
+                k, v, mask, written, kept, factor, gamma, beta, before, behind, *made.of(), made.partial, next(call.arrived), *scan,
                 (N if i else len(first)) * HV, form.eps, form.curvature, form.gain,
             )  # fmt: skip
-            starts, hidden, _slopes, _predicted, lower, upper = made.tensors
-            run["outputs"](q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, *place, form.eps)
+            starts, hidden, _, _, lower, upper = made.of()
+            run["outputs"](q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, *read, form.eps)
             before = behind
     return o, last, checkpoints
 
@@ -207,32 +224,34 @@ def through_groups(
     N, HV, loss, made = v.shape[0], v.shape[2], (form.curvature, form.gain), None
     for own in call.groups:
         for i, group in reversed(list(enumerate(own))):
-            run, place = call.launches(group), call.place(group)
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
-                dout, dupper, dlayer = (torch.empty_like(made.upper) for _ in range(3))
-                read, dinner, curved, dhidden, dlower = (torch.empty_like(made.hidden) for _ in range(5))
-                ends = torch.empty_like(made.starts)
+                at_once = made.back_at_once()
+                back = Back(made, at_once)
             before = checkpoints[i - 1] if i else first
-            starts, hidden, slopes, predicted, lower, upper = made.tensors
-            run["advance once more"](
-                k, v, mask, written, kept, factor, gamma, beta, before, None, *made.tensors, made.partial, next(call.arrived), *place,
+            scan, _ = call.places(group)
+            call.launches(group)["advance once more"](
+                k, v, mask, written, kept, factor, gamma, beta, before, None, *made.of(), made.partial, next(call.arrived), *scan,
                 (N if i else len(first)) * HV, form.eps, *loss,
             )  # fmt: skip
-            run["readers"](
-                q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, do, dout, read, dinner, dq, drows, dgamma,
-                dbeta, *place, form.eps,
-            )  # fmt: skip
-            run["writers"](
-                q, k, mask, written, factor, starts, hidden, lower, upper, dout, read, dinner, curved, dk, dhidden, dlower, dupper,
-                dmask, dwritten, dfactor, *place,
-            )  # fmt: skip
-            run["retreat"](
-                q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, hidden, slopes, curved, predicted, upper, dout, read,
-                dinner, dhidden, dlower, dupper, dmemory, ends, dlayer, dv, dgamma, dbeta, made.partial,
-                next(call.arrived), *place, form.eps, *loss,
-            )  # fmt: skip
-            run["written_gradient"](
-                k, mask, written, factor, starts, hidden, lower, upper, ends, dhidden, dv, dk, dwritten, dkept, dfactor,
-                *place, form.curvature / form.gain,
-            )  # fmt: skip
+            for begin in reversed(range(0, group.count, at_once)):
+                some = group._replace(begin=group.begin + begin, count=min(at_once, group.count - begin))
+                run, (scan, read) = call.launches(some), call.places(some)
+                starts, hidden, slopes, predicted, lower, upper = made.of(begin, begin + some.count)
+                run["readers"](
+                    q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, do, back.out, back.read, back.inner,
+                    dq, drows, dgamma, dbeta, *read, form.eps,
+                )  # fmt: skip
+                run["writers"](
+                    q, k, mask, written, factor, starts, hidden, lower, upper, back.out, back.read, back.inner, back.curved, dk,
+                    back.hidden, back.lower, back.upper, dmask, dwritten, dfactor, *read,
+                )  # fmt: skip
+                run["retreat"](
+                    q, k, v, mask, rows, written, kept, factor, gamma, beta, starts, hidden, slopes, back.curved, predicted, upper,
+                    back.out, back.read, back.inner, back.hidden, back.lower, back.upper, dmemory, back.ends, back.layer, dv, dgamma,
+                    dbeta, made.partial, next(call.arrived), *scan, form.eps, *loss,
+                )  # fmt: skip
+                run["written_gradient"](
+                    k, mask, written, factor, starts, hidden, lower, upper, back.ends, back.hidden, dv, dk, dwritten, dkept, dfactor,
+                    *read, form.curvature / form.gain,
+                )  # fmt: skip

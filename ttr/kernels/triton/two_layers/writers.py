@@ -10,10 +10,10 @@ from .activations import activation_derivatives
 from .memory import affine, group_batch_of, load_lower, load_lower_bias, load_upper, slot_size
 
 
-@kernel("T batches heads begin count")
+@kernel("T batches heads together begin")
 def writers_kernel(
     q, k, mask, written, factor, starts, hidden, lower, upper, dout, read, dinner, curved, dk, dhidden, dlower, dupper, dmask,
-    dwritten, dfactor, T, batches, heads, begin, count,
+    dwritten, dfactor, T, batches, heads, together, begin,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -26,7 +26,7 @@ def writers_kernel(
 
     dk: [tokens, Hv, dk]. dhidden, dlower, dupper: dX, dL and dU, as the group's tokens lie. dmask may lie where mask does.
     """
-    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, together, begin, HV, SIZE)
     here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)

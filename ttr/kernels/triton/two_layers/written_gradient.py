@@ -8,10 +8,10 @@ from ..tiles import load_numbers, load_rows, store_rows
 from .memory import affine, group_batch_of, load_lower, load_lower_bias, load_upper, load_upper_bias, slot_size
 
 
-@kernel("T batches heads begin count ratio")
+@kernel("T batches heads together begin ratio")
 def written_gradient_kernel(
     k, mask, written, factor, starts, hidden, lower, upper, ends, dhidden, dv, dk, dwritten, dkept, dfactor,
-    T, batches, heads, begin, count, ratio,
+    T, batches, heads, together, begin, ratio,
     H: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BIASED: tl.constexpr, NORM: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -24,7 +24,7 @@ def written_gradient_kernel(
     dk: added to what `writers` left there, dwritten and dfactor likewise where there is no mask. ratio: curvature / gain,
     with which the derivative by the prediction, which the key is part of, follows from that by v.
     """
-    head, token, place, own = group_batch_of(T, batches, heads, begin, count, HV, SIZE)
+    head, token, place, own = group_batch_of(T, batches, heads, together, begin, HV, SIZE)
     here = own * SIZE
     t = tl.arange(0, ROWS)
     keys = tl.arange(0, BK)
