@@ -26,6 +26,7 @@ declare = partial(mini_batches, regressor=LAYERS)
 MECHANISMS = {
     "ttt_mlp": declare(position="learned", regressor={**LAYERS, "activation": "gelu_tanh"}),
     "titans": declare("momentum", regressor=FREE, gate=COUPLED),
+    "titans of 20": declare("momentum", regressor=FREE, gate=COUPLED, mini_batch=20),
     "titans, biased": declare("momentum", gate=COUPLED),
     "bare": declare(regressor={**FREE, "norm": "none", "residual": False, "activation": "relu"}),
     "gated, silu, no residual": declare(regressor={**LAYERS, "activation": "silu", "residual": False}, gate="scalar"),
@@ -63,12 +64,14 @@ def test_mechanism(name):
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
-def test_in_groups(name, monkeypatch):
-    """One head and one mini-batch at a time: what a group begins with is kept, or handed on."""
-    monkeypatch.setattr(parts, "ON_CPU", 1)
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("name", ["ttt_mlp", "titans", "titans of 20"])
+def test_in_groups(name, at_once, monkeypatch):
+    """One mini-batch at a time, of one head, or of both of one sequence after the other's: what a group begins with is kept, or
+    handed on, and a memory with which all sequences begin has the gradient of all."""
+    monkeypatch.setattr(parts, "ON_CPU", at_once)
     monkeypatch.setattr(parts, "AT_A_TIME", 1)
-    check(case_of(MECHANISMS[name], T=48, B=2, H=1, Hv=1, dk=16, dv=16))
+    check(case_of(MECHANISMS[name], T=48, B=2, H=1, Hv=2, dk=16, dv=16))
 
 
 @pytest.mark.usefixtures("interpreter")

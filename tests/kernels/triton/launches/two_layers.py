@@ -4,7 +4,7 @@ from unittest import mock
 
 import torch
 
-from ttr.kernels.triton.two_layers import run
+from ttr.kernels.triton.two_layers import groups, run
 
 from .recording import Launch, Named, recorded
 
@@ -20,14 +20,15 @@ def launches(everything: bool) -> Named:
 
 
 def called(size: int, slots: int, warps: int, biased: bool) -> list[Launch]:
-    parts = mock.patch.object(run, "parts_of", lambda hidden, device: hidden // 64)
+    parts = mock.patch.object(groups, "parts_of", lambda hidden, device: hidden // 64)
     together = mock.patch.object(run, "heads_at_once", lambda hidden, device: 66)
+    whole = mock.patch.object(groups, "heads_at_once", lambda hidden, device: 66)
     few = mock.patch.object(run, "group_of", lambda batches, heads, hidden, device: 2)
-    own = mock.patch.object(run, "warps_of", lambda heads, hidden, device: warps)
-    with recorded() as found, parts, together, few, own:
+    own = mock.patch.object(groups, "warps_of", lambda heads, hidden, device: warps)
+    with recorded() as found, parts, together, whole, few, own:
         B, M, H, d, hidden = 2, 4, 16, 64, 256
         q = torch.empty(B, M * size, H, d, dtype=torch.bfloat16)
-        form = run.Form(size, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
+        form = groups.Form(size, hidden, biased, "gelu_tanh" if biased else "gelu", True, 1e-6, 1 / d, 1 / d, False)
         if slots == 1:  # as TTT: nothing but gradients moves the weights
             numbers = None, None, torch.empty(B, M * size, H), None, torch.empty(H, size)
         else:

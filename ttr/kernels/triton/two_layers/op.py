@@ -19,18 +19,18 @@ TENSORS = 11  # the first arguments of an operator
 
 
 def _forward(*args):
-    from . import run
+    from . import groups, run
 
     *form, save = args[TENSORS:]
-    given: Any = *ready(*args[:TENSORS]), run.form_of(*form), save
+    given: Any = *ready(*args[:TENSORS]), groups.form_of(*form), save
     return run.forward(*given)
 
 
 def _backward(do, dlast, *args):
-    from . import run
+    from . import groups, run
 
     checkpoints, *form, mixed = args[TENSORS:]
-    given: Any = *ready(do, dlast, *args[:TENSORS], checkpoints), run.form_of(*form), mixed
+    given: Any = *ready(do, dlast, *args[:TENSORS], checkpoints), groups.form_of(*form), mixed
     dq, dk, dv, dmask, drows, dwritten, *some, dfirst = run.backward(*given)
     return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some) if x is not None)]
 

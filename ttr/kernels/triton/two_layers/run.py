@@ -1,172 +1,118 @@
-"""The launches of one call, forward and backward: some heads and some mini-batches (a group) after others."""
+"""One call, forward and backward: some sequences after others, of those some heads and some mini-batches (`groups`) after others."""
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..launch import Bound, prepare
 from ..mini_batch import masks
-from ..shapes import ceil_div, power_of_two
-from .advance import advance_kernel
-from .outputs import outputs_kernel
-from .parts import UNITS, group_of, heads_at_once, parts_of, row_of, warps_of
-from .readers import readers_kernel
-from .retreat import retreat_kernel
-from .writers import writers_kernel
-from .written_gradient import written_gradient_kernel
-
-SCANS = {"advance": advance_kernel, "advance once more": advance_kernel, "retreat": retreat_kernel}
-READS = {"outputs": outputs_kernel, "readers": readers_kernel, "writers": writers_kernel}
-
-
-class Form(NamedTuple):
-    """Tokens of a mini-batch, hidden units, the layers and the loss, who reads when.
-
-    f(x) = [x +] [LN](a(x Z + c) Y + d),    dl/df = curvature f - gain v
-    """
-
-    size: int
-    hidden: int
-    biased: bool
-    activation: str
-    residual: bool
-    eps: float
-    curvature: float
-    gain: float
-    before: bool
-
-
-form_of = cache(Form)
-
-
-class Kind(NamedTuple):
-    """All that decides the launches of a group."""
-
-    heads: int
-    count: int
-    H: int
-    HV: int
-    dk: int
-    dv: int
-    slots: int
-    form: Form
-    norm: bool
-    masked: bool  # these three and the norms: which arguments are None
-    factored: bool
-    mixed: bool
-    dtype: torch.dtype
-    device: int
-
-
-@lru_cache(maxsize=1024)
-def launches(kind: Kind) -> dict[str, Bound]:
-    form, parts = kind.form, parts_of(kind.form.hidden, kind.device)
-    constants: dict[str, Any] = {
-        "H": kind.H, "HV": kind.HV, "DK": kind.dk, "DV": kind.dv, "M": form.hidden, "BK": power_of_two(kind.dk),
-        "BV": power_of_two(kind.dv), "BM": UNITS, "SIZE": form.size, "ROWS": max(16, power_of_two(form.size)), "SLOTS": kind.slots,
-        "BIASED": form.biased, "NORM": kind.norm, "RESIDUAL": form.residual, "ACTIVATION": form.activation,
-        "PRECISION": "tf32x3" if kind.dtype == torch.float32 else "tf32",
-    }  # fmt: skip
-    reads, scans = (kind.heads * kind.count,), (kind.heads * parts,)
-    ahead = 2 if kind.dtype.itemsize == 2 else 1  # float32's tiles leave no room in shared memory
-    out = {
-        name: kernel.bind(reads, 4, ahead if name == "outputs" else 1, **constants, BEFORE=form.before) for name, kernel in READS.items()
-    }
-    out["written_gradient"] = written_gradient_kernel.bind(reads, 4, ahead, **constants)
-    own = constants | {"BM": UNITS if parts > 1 else max(16, power_of_two(form.hidden)), "PARTS": parts}
-    warps = warps_of(kind.heads, form.hidden, kind.device)
-    for name, kernel in SCANS.items():
-        out[name] = kernel.bind(scans, warps, together=parts > 1, **own)
-    return out
-
-
-class Group(NamedTuple):
-    """Some heads of all sequences and some of their mini-batches: what comes first, and how many."""
-
-    first: int
-    heads: int
-    begin: int
-    count: int
-
-
-def groups(heads: int, batches: int, count: int, together: int) -> list[list[Group]]:
-    """For some heads after others (as evenly as they go) the groups of their mini-batches in order."""
-    together = ceil_div(heads, ceil_div(heads, together))
-    return [
-        [Group(first, min(together, heads - first), begin, min(count, batches - begin)) for begin in range(0, batches, count)]
-        for first in range(0, heads, together)
-    ]
-
-
-class Made:
-    """What is made anew for every group: the memory before each of its mini-batches, X, a'(A), L and U of its tokens."""
-
-    def __init__(self, q: Tensor, v: Tensor, memory: Tensor, group: Group, form: Form):
-        (slots, wide), dv, parts = memory.shape[2:], v.shape[3], parts_of(form.hidden, q.get_device())
-        self.size, lead = (group.heads, group.count), (group.count, group.heads, form.size)
-        self.starts = q.new_empty(*lead[:2], slots, wide)
-        self.hidden, self.slopes, self.lower = (q.new_empty(*lead, form.hidden) for _ in range(3))
-        self.upper = q.new_empty(*lead, dv)
-        self.predicted = torch.empty_like(self.upper, dtype=torch.float32)
-        shared = 2 * (parts > 1), group.heads, parts, max(16, power_of_two(form.size)), power_of_two(dv)
-        self.partial = q.new_empty(shared, dtype=torch.float32)
-
-    def of(self, begin: int = 0, end: int | None = None) -> tuple[Tensor, ...]:
-        """Of some of the mini-batches."""
-        return tuple(x[begin:end] for x in (self.starts, self.hidden, self.slopes, self.predicted, self.lower, self.upper))
-
-    def back_at_once(self) -> int:
-        """How many mini-batches go back at a time: half of the group, for what is made of them; all where half begins on no 16 bytes."""
-        half = ceil_div(self.size[1], 2)
-        return half if all(x[:half].nbytes % 16 == 0 for x in self.of()) else self.size[1]
-
-
-class Back:
-    """What is made on the way back of so many of a group's mini-batches: dC, B, dA_q, dX then dA, dL then dG, dU, dP, D and E."""
-
-    def __init__(self, made: Made, count: int):
-        starts, hidden, _, _, _, upper = made.of(0, count)
-        self.out, self.upper, self.layer = (torch.empty_like(upper) for _ in range(3))
-        self.read, self.inner, self.curved, self.hidden, self.lower = (torch.empty_like(hidden) for _ in range(5))
-        self.ends = torch.empty_like(starts)
-
-
-class Prepared:
-    """A call's groups, their launches, and the programs that have arrived at each of them (zeros)."""
-
-    def __init__(self, q: Tensor, v: Tensor, mask, factor, gamma, slots: int, form: Form, mixed: bool):
-        if q.is_cuda:
-            prepare()
-        (N, T, H, dk), (HV, dv), device = q.shape, v.shape[2:], q.get_device()
-        self.T, self.batches = T, T // form.size
-        self.count = group_of(self.batches, N * HV, form.hidden, device)
-        self.groups = groups(N * HV, self.batches, self.count, heads_at_once(form.hidden, device))
-        given = gamma is not None, mask is not None, factor is not None, mixed
-        self.kind = Kind(0, 0, H, HV, dk, dv, slots, form, *given, q.dtype, device)
-        launched = 3 * sum(len(own) for own in self.groups)  # at most: a group goes forward once more, and back in two
-        self.arrived = iter(q.new_zeros((launched, ceil_div(N * HV, 4) * 4), dtype=torch.int32))  # rows on 16 bytes
-
-    def launches(self, group: Group) -> dict[str, Bound]:
-        return launches(self.kind._replace(heads=group.heads, count=group.count))
-
-    def places(self, group: Group) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """As scans and as reads take them."""
-        whole = self.T, self.batches, group.first
-        return (*whole, group.begin, group.count), (*whole, group.heads, group.begin)
+from ..shapes import ceil_div
+from .groups import Back, Form, Made, Prepared
+from .parts import group_of, heads_at_once, row_of
 
 
 def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form: Form, save: bool):
     """o, the last memory, and with save the memory that every group but the first began with, [groups - 1, `row_of` first]."""
-    if masks.made_of(written):
-        mask, rows, written, kept = masks.forward(written, form.size, form.before)
+    count = count_of(v, form)
+    o, last = torch.empty_like(v), first.new_empty((len(v), *first.shape[1:]))
+    checkpoints = first.new_empty((ceil_div(v.shape[1] // form.size, count) - 1 if save else 0, row_of(len(v), first)))
+    for some in sequences(v, form, (mask, rows, written, kept, last)):
+        tokens, pairs = [part(x, some) for x in (q, k, v)], pairs_of(some, form, mask, rows, written, kept)
+        memory = began(some, first, len(v)), rows_of(some, checkpoints, first)
+        forth(*tokens, pairs, factor, gamma, beta, *memory, form, count, part(o, some), part(last, some))
+    return o, last, checkpoints
+
+
+def backward(
+    do, dlast, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form: Form, mixed: bool = True
+):  # fmt: skip
+    """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta and first; None for what was not given."""
+    (N, T, H, dk), HV, count, alike = q.shape, v.shape[2], count_of(v, form), len(first) < len(v)
+    dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
+    dv, dmemory = torch.empty_like(v), None
+    if not alike:
+        dmemory = torch.zeros_like(first) if dlast is None else dlast.clone()
+    made, dfirst = [], []
+    for some in sequences(v, form, (mask, rows, written, kept, first if alike else dmemory)):
+        tokens, pairs = [part(x, some) for x in (q, k, v)], pairs_of(some, form, mask, rows, written, kept)
+        memory = began(some, first, N), rows_of(some, checkpoints, first)
+        back = part(dmemory, some)
+        if back is None:
+            back = first.new_zeros((len(tokens[0]), *first.shape[1:])) if dlast is None else part(dlast, some).clone()
+        gradients = (part(x, some) for x in (dq, dk_, dv))
+        made.append(through_back(part(do, some), *tokens, pairs, factor, gamma, beta, *memory, form, count, mixed, *gradients, back))
+        if alike:
+            dfirst.append(back.sum(0, keepdim=True))
+    axis = 1 if masks.made_of(written) else 0
+    of_sequences, of_all = [x[:4] for x in made], [x[4:] for x in made]
+    dmask, drows, dwritten, dkept = (x[0] if x[0] is None or len(x) == 1 else torch.cat(x, axis) for x in zip(*of_sequences, strict=True))
+    dfactor, dgamma, dbeta = (None if x[0] is None else reduce(torch.add, x) for x in zip(*of_all, strict=True))
+    if HV != H:
+        dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
+    dmemory = reduce(torch.add, dfirst) if alike else dmemory
+    return dq, dk_, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory
+
+
+def count_of(v: Tensor, form: Form) -> int:
+    """Mini-batches of a group."""
+    return group_of(v.shape[1] // form.size, v.shape[0] * v.shape[2], form.hidden, v.get_device())
+
+
+def sequences(v: Tensor, form: Form, given: Sequence[Tensor | None]) -> list[slice | None]:
+    """Which run after others, where not all run at once and whole ones take no longer so: what is made of their pairs is then smaller.
+
+    None: all of them. given: what has sequences first, or one for all; each slice of it has to begin on 16 bytes.
+    """
     N, HV = v.shape[0], v.shape[2]
-    call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, False)
-    o, last, made = torch.empty_like(v), first.new_empty((N, *first.shape[1:])), None
-    checkpoints = first.new_empty((ceil_div(call.batches, call.count) - 1 if save else 0, row_of(N, first)))
+    at_once = heads_at_once(form.hidden, v.get_device())
+    each = ceil_div(N, ceil_div(N * HV, at_once))
+    if each == N or each * HV > at_once or any(x is not None and x[0].nbytes % 16 for x in given):
+        return [None]
+    return [slice(begin, begin + each) for begin in range(0, N, each)]
+
+
+def part(x: Any, some: slice | None) -> Any:
+    return x if x is None or some is None else x[some]
+
+
+def began(some: slice | None, first: Tensor, N: int) -> Tensor:
+    """The memory that some of N sequences begin with."""
+    return first if len(first) < N else part(first, some)
+
+
+def rows_of(some: slice | None, checkpoints: Tensor, first: Tensor) -> Tensor:
+    """The checkpoints of some sequences."""
+    if some is None:
+        return checkpoints
+    one = first[0].numel()
+    return checkpoints[:, some.start * one : some.stop * one]
+
+
+class Pairs(NamedTuple):
+    """What the tokens of some sequences do to each other. numbers: what it was made of here, else None."""
+
+    mask: Tensor | None
+    rows: Tensor | None
+    written: Tensor
+    kept: Tensor | None
+    numbers: Tensor | None
+
+
+def pairs_of(some: slice | None, form: Form, mask, rows, written, kept) -> Pairs:
+    if masks.made_of(written):
+        numbers = written if some is None else written[:, some].contiguous()
+        return Pairs(*masks.forward(numbers, form.size, form.before), numbers)
+    return Pairs(part(mask, some), part(rows, some), part(written, some), part(kept, some), None)
+
+
+def forth(q, k, v, pairs: Pairs, factor, gamma, beta, first, checkpoints, form: Form, count: int, o, last) -> None:
+    """Of some sequences: o, the last memory and the checkpoints."""
+    mask, rows, written, kept, _ = pairs
+    call, made = Prepared(q, v, mask, factor, gamma, first.shape[2], form, count, False), None
     for own in call.groups:
         before = first
         for i, group in enumerate(own):
@@ -177,43 +123,34 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form
             scan, read = call.places(group)
             run["advance"](
                 k, v, mask, written, kept, factor, gamma, beta, before, behind, *made.of(), made.partial, next(call.arrived), *scan,
-                (N if i else len(first)) * HV, form.eps, form.curvature, form.gain,
+                (len(v) if i else len(first)) * v.shape[2], form.eps, form.curvature, form.gain,
             )  # fmt: skip
             starts, hidden, _, _, lower, upper = made.of()
             run["outputs"](q, k, mask, rows, written, factor, gamma, beta, starts, hidden, lower, upper, o, *read, form.eps)
             before = behind
-    return o, last, checkpoints
 
 
-def backward(
-    do, dlast, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form: Form, mixed: bool = True
+def through_back(
+    do, q, k, v, pairs: Pairs, factor, gamma, beta, first, checkpoints, form: Form, count: int, mixed: bool, dq, dk, dv, dmemory,
 ):  # fmt: skip
-    """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta and first; None for what was not given."""
-    numbers = written if masks.made_of(written) else None
-    if numbers is not None:
-        mask, rows, written, kept = masks.forward(numbers, form.size, form.before)
+    """Of some sequences: dq, dk, dv; dmemory, of the last memory, becomes that of the first. Gives back those of mask, rows, written
+    or the numbers, kept, factor, gamma and beta."""
+    mask, rows, written, kept, numbers = pairs
     mixed = kept is not None and (mixed or numbers is not None)
-    call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, mixed)
-    (N, T, H, dk), (HV, dv), M = q.shape, v.shape[2:], call.batches
-    dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
-    dv_, dmemory = torch.empty_like(v), first.new_zeros((N, *first.shape[1:])) if dlast is None else dlast.clone()
+    call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, count, mixed)
+    (N, _, HV, dv_), M = v.shape, call.batches
     drows, dwritten, dkept = (None if x is None else torch.empty_like(x) for x in (rows, written, kept if mixed else None))
     dmask = torch.empty_like(mask) if mask is not None and numbers is None else mask  # the one made here nobody asks for again
-    dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv, dtype=torch.float32) for _ in range(2))
+    dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv_, dtype=torch.float32) for _ in range(2))
     dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
     through_groups(
         call, do, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form,
-        dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
+        dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
     )  # fmt: skip
     if numbers is not None:
         dwritten = masks.backward(dmask, drows, dwritten, dkept, numbers, form.size, form.before)
         dmask = drows = dkept = None
-    if len(first) < N:
-        dmemory = dmemory.sum(0, keepdim=True)
-    dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
-    if HV != H:
-        dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
-    return dq, dk_, dv_, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory
+    return dmask, drows, dwritten, dkept, *(None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
 
 
 def through_groups(
@@ -221,7 +158,7 @@ def through_groups(
     dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
 ) -> None:  # fmt: skip
     """The launches of backward. What is made for a group is gone behind them."""
-    N, HV, loss, made = v.shape[0], v.shape[2], (form.curvature, form.gain), None
+    loss, made = (form.curvature, form.gain), None
     for own in call.groups:
         for i, group in reversed(list(enumerate(own))):
             if made is None or made.size != (group.heads, group.count):
@@ -232,7 +169,7 @@ def through_groups(
             scan, _ = call.places(group)
             call.launches(group)["advance once more"](
                 k, v, mask, written, kept, factor, gamma, beta, before, None, *made.of(), made.partial, next(call.arrived), *scan,
-                (N if i else len(first)) * HV, form.eps, *loss,
+                (len(v) if i else len(first)) * v.shape[2], form.eps, *loss,
             )  # fmt: skip
             for begin in reversed(range(0, group.count, at_once)):
                 some = group._replace(begin=group.begin + begin, count=min(at_once, group.count - begin))
