@@ -14,6 +14,7 @@ import ttr
 from experiments.bench.shapes import Shape
 from ttr.kernels.triton.eligible import capability_of
 
+COMPILED = "ttr-compiled"  # ours through torch.compile as a whole
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:

@@ -108,7 +108,7 @@ CASES = {
         TTTLinear(
             name="ttt_linear",
             title="TTT-Linear (inner loop)",
-            who=("ttr", "fla", "fla-fused"),
+            who=("ttr", "ttr-compiled", "fla", "fla-fused"),
             shapes=NONLINEAR,
             more=NONLINEAR_MORE,
             declaration={"base": "ttt_linear", "optimizer": {"position": "none", "mini_batch": MINI_BATCH}},

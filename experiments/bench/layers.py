@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 import ttr
 from experiments.bench import peers
-from experiments.bench.case import Case, Contender
+from experiments.bench.case import COMPILED, Case, Contender
 from experiments.bench.shapes import Shape
 
 MINI_BATCH = 64  # the preset titans'
-COMPILED = "ttr-compiled"  # ours through torch.compile as a whole
 PATHS = {"titans": "triton", "lact": {"kind": "dual", "compile": True}}  # preset -> ours
 MODES = {"titans": "default", "lact": "reduce-overhead"}  # of torch.compile: what is bound by its launches is replayed as a CUDA graph
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 import ttr
-from experiments.bench.case import Case, Contender, path_note
+from experiments.bench import peers
+from experiments.bench.case import COMPILED, Case, Contender, path_note
 from experiments.bench.shapes import Shape, floor_bytes
 
 MINI_BATCH = 16
@@ -75,7 +76,8 @@ class TTTLinear(Case):
 
     def contender(self, who: str, x: Inputs) -> Contender:
         """o: [B, T, H, D]. Ours gives the final state out, peers are not asked for theirs."""
-        return Contender(call=self._ours(x) if who == "ttr" else _fla(who, x), leaves=x.leaves())
+        call = self._ours(x) if peers.peer_of(who) == "ttr" else _fla(who, x)
+        return Contender(call=torch.compile(call, fullgraph=True, mode="reduce-overhead") if who == COMPILED else call, leaves=x.leaves())
 
     def _ours(self, x: Inputs):
         spec, D = ttr.spec(self.declaration), x.q.shape[-1]
@@ -83,12 +85,17 @@ class TTTLinear(Case):
         return lambda: ttr.regress(x.q, x.k, x.v, spec, step=D * x.eta.float(), params=params)[0]
 
     def compared(self, who: str, o: Tensor, x: Inputs) -> Tensor:
-        return o.float() - x.q.float() if who == "ttr" else layer_norm(o.float(), o.shape[-1:])
+        return o.float() - x.q.float() if peers.peer_of(who) == "ttr" else layer_norm(o.float(), o.shape[-1:])
 
     def floor_bytes(self, shape: Shape, kind: str) -> int:
         return floor_bytes(shape, kind)
 
+    def counts_memory(self, who: str) -> bool:
+        return who != COMPILED  # a CUDA graph's lies in a pool of its own
+
     def note(self, who: str, shape: Shape) -> str:
+        if who == COMPILED:
+            return 'the call through torch.compile (mode="reduce-overhead")'
         return path_note(ttr.spec(self.declaration), shape) if who == "ttr" else super().note(who, shape)
 
 

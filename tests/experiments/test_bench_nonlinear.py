@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ttr
 from experiments.bench import flops, layers, measure, output, peers, tables, timing
+from experiments.bench.case import COMPILED
 from experiments.bench.cases import CASES, WHOS
 from experiments.bench.growth import growths
 from experiments.bench.picture import COLOURS, LABELS
@@ -75,7 +76,7 @@ def test_the_rates_are_one_number_for_every_16_tokens():
     assert not bool((rates[:, 15] == rates[:, 16]).all())
 
 
-EAGER = [("ttt_linear", "ttr"), *((name, who) for name in LAYERS for who in CASES[name].who if who != layers.COMPILED)]
+EAGER = [("ttt_linear", "ttr"), *((name, who) for name in LAYERS for who in CASES[name].who if who != COMPILED)]
 
 
 @pytest.mark.parametrize(("name", "who"), EAGER)
@@ -122,7 +123,7 @@ def test_every_case_has_shapes_of_its_own():
     groups, left_out = plan(Choice(cases=nonlinear, kinds=KINDS, there=["fla", "titans_pytorch"], extended=True, cold_peers=True))
     assert left_out == [] and not any(group.kind == "decode" for group in groups)
     at = {(group.case.name, group.shape.name): group.whos for group in groups if group.kind == "both"}
-    assert at["ttt_linear", "8x2048-d64"] == ("ttr", "fla", "fla-fused")
+    assert at["ttt_linear", "8x2048-d64"] == ("ttr", "ttr-compiled", "fla", "fla-fused")
     assert at["titans", "2x8192-d64"] == ("ttr", "ttr-compiled", "titans_pytorch", "titans_pytorch-b64")
     assert at["lact", "1x16384-h4-d256"] == ("ttr", "ttr-compiled")
     assert {SHAPES[shape].B * SHAPES[shape].T for _, shape in at} == {16384}
