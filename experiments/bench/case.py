@@ -16,6 +16,7 @@ from ttr.kernels.triton.eligible import capability_of
 
 COMPILED = "ttr-compiled"  # ours through torch.compile as a whole
 
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """One contender's call on its inputs, and the tensors that gradients are taken of."""

@@ -125,7 +125,8 @@ class Mixer(CausalLayer[MixerState]):
         sources = {"x": self.d_model, "shift": self.d_model, "v": total["v"], "qkv": total["q"] + total["k"] + total["v"]}
         return SignalProjection(
             signals, sizes, sources,
-            head_dim=self.sizes.key_width, layer_idx=self.layer_idx, n_layers=self.n_layers, late=signals.keys() - self.spec.signals().keys(),
+            head_dim=self.sizes.key_width, layer_idx=self.layer_idx, n_layers=self.n_layers,
+            late=signals.keys() - self.spec.signals().keys(),
         )  # fmt: skip
 
     def _by_name(self) -> dict[str, Stream]:

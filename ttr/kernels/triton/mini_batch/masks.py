@@ -95,7 +95,7 @@ def made_of(written: Tensor) -> bool:
     return written.ndim == 4
 
 
-def forward(numbers: Tensor, size: int, before: bool) -> tuple[Tensor, ...]:
+def forward(numbers: Tensor, size: int, before: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """R, Q0, F and phi. numbers: [10, N, T, Hv], as `two_slots` has them."""
     run, levels, mixing, _, (N, _T, M, HV) = made(numbers, size, before, False)
     mask, rows = numbers.new_empty(N, M, HV, size, size), numbers.new_empty(N, M, HV, 2, size)
@@ -104,7 +104,7 @@ def forward(numbers: Tensor, size: int, before: bool) -> tuple[Tensor, ...]:
     return mask, rows, written, mixing
 
 
-def backward(dmask: Tensor, drows: Tensor, dwritten: Tensor, dmixing: Tensor, numbers: Tensor, size: int, before: bool) -> Tensor:
+def backward(dmask, drows, dwritten, dmixing, numbers: Tensor, size: int, before: bool) -> Tensor:
     """The gradient of numbers."""
     run, levels, _, transitions, (N, T, M, _HV) = made(numbers, size, before, True)
     dlevels, dnumbers = torch.empty_like(levels), torch.empty_like(numbers)

@@ -17,13 +17,11 @@ from .parts import group_of, heads_at_once, row_of
 
 def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, form: Form, save: bool):
     """o, the last memory, and with save the memory that every group but the first began with, [groups - 1, `row_of` first]."""
-    count = count_of(v, form)
+    count, given = count_of(v, form), (q, k, v, mask, rows, written, kept, factor, gamma, beta, first)
     o, last = torch.empty_like(v), first.new_empty((len(v), *first.shape[1:]))
     checkpoints = first.new_empty((ceil_div(v.shape[1] // form.size, count) - 1 if save else 0, row_of(len(v), first)))
     for some in sequences(v, form, (mask, rows, written, kept, last)):
-        tokens, pairs = [part(x, some) for x in (q, k, v)], pairs_of(some, form, mask, rows, written, kept)
-        memory = began(some, first, len(v)), rows_of(some, checkpoints, first)
-        forth(*tokens, pairs, factor, gamma, beta, *memory, form, count, part(o, some), part(last, some))
+        forth(own_of(some, *given, checkpoints, form), form, count, part(o, some), part(last, some))
     return o, last, checkpoints
 
 
@@ -32,29 +30,26 @@ def backward(
 ):  # fmt: skip
     """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta and first; None for what was not given."""
     (N, T, H, dk), HV, count, alike = q.shape, v.shape[2], count_of(v, form), len(first) < len(v)
+    given = q, k, v, mask, rows, written, kept, factor, gamma, beta, first
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
     dv, dmemory = torch.empty_like(v), None
     if not alike:
         dmemory = torch.zeros_like(first) if dlast is None else dlast.clone()
     made, dfirst = [], []
     for some in sequences(v, form, (mask, rows, written, kept, first if alike else dmemory)):
-        tokens, pairs = [part(x, some) for x in (q, k, v)], pairs_of(some, form, mask, rows, written, kept)
-        memory = began(some, first, N), rows_of(some, checkpoints, first)
-        back = part(dmemory, some)
+        own, back = own_of(some, *given, checkpoints, form), part(dmemory, some)
         if back is None:
-            back = first.new_zeros((len(tokens[0]), *first.shape[1:])) if dlast is None else part(dlast, some).clone()
-        gradients = (part(x, some) for x in (dq, dk_, dv))
-        made.append(through_back(part(do, some), *tokens, pairs, factor, gamma, beta, *memory, form, count, mixed, *gradients, back))
+            back = first.new_zeros((len(own.v), *first.shape[1:])) if dlast is None else part(dlast, some).clone()
+        made.append(through_back(own, part(do, some), form, count, mixed, part(dq, some), part(dk_, some), part(dv, some), back))
         if alike:
             dfirst.append(back.sum(0, keepdim=True))
     axis = 1 if masks.made_of(written) else 0
-    of_sequences, of_all = [x[:4] for x in made], [x[4:] for x in made]
-    dmask, drows, dwritten, dkept = (x[0] if x[0] is None or len(x) == 1 else torch.cat(x, axis) for x in zip(*of_sequences, strict=True))
-    dfactor, dgamma, dbeta = (None if x[0] is None else reduce(torch.add, x) for x in zip(*of_all, strict=True))
+    *of_sequences, dfactor, dgamma, dbeta = zip(*made, strict=True)
+    dmask, drows, dwritten, dkept = (x[0] if x[0] is None or len(x) == 1 else torch.cat(x, axis) for x in of_sequences)
+    dfactor, dgamma, dbeta = (None if x[0] is None else reduce(torch.add, x) for x in (dfactor, dgamma, dbeta))
     if HV != H:
         dq, dk_ = (x.unflatten(2, (H, HV // H)).sum(3) for x in (dq, dk_))
-    dmemory = reduce(torch.add, dfirst) if alike else dmemory
-    return dq, dk_, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory
+    return dq, dk_, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, reduce(torch.add, dfirst) if alike else dmemory
 
 
 def count_of(v: Tensor, form: Form) -> int:
@@ -79,43 +74,46 @@ def part(x: Any, some: slice | None) -> Any:
     return x if x is None or some is None else x[some]
 
 
-def began(some: slice | None, first: Tensor, N: int) -> Tensor:
-    """The memory that some of N sequences begin with."""
-    return first if len(first) < N else part(first, some)
+class Own(NamedTuple):
+    """Of some sequences what a call is given. numbers: what mask, rows, written and kept were made of here, else None."""
 
-
-def rows_of(some: slice | None, checkpoints: Tensor, first: Tensor) -> Tensor:
-    """The checkpoints of some sequences."""
-    if some is None:
-        return checkpoints
-    one = first[0].numel()
-    return checkpoints[:, some.start * one : some.stop * one]
-
-
-class Pairs(NamedTuple):
-    """What the tokens of some sequences do to each other. numbers: what it was made of here, else None."""
-
+    q: Tensor
+    k: Tensor
+    v: Tensor
     mask: Tensor | None
     rows: Tensor | None
     written: Tensor
     kept: Tensor | None
+    factor: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    first: Tensor
+    checkpoints: Tensor
     numbers: Tensor | None
 
 
-def pairs_of(some: slice | None, form: Form, mask, rows, written, kept) -> Pairs:
+def own_of(some: slice | None, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form: Form) -> Own:
+    numbers = None
     if masks.made_of(written):
         numbers = written if some is None else written[:, some].contiguous()
-        return Pairs(*masks.forward(numbers, form.size, form.before), numbers)
-    return Pairs(part(mask, some), part(rows, some), part(written, some), part(kept, some), None)
+        mask, rows, written, kept = masks.forward(numbers, form.size, form.before)
+    else:
+        mask, rows, written, kept = (part(x, some) for x in (mask, rows, written, kept))
+    if some is not None:
+        one = first[0].numel()
+        checkpoints = checkpoints[:, some.start * one : some.stop * one]
+    began = first if len(first) < len(v) else part(first, some)
+    q, k, v = (part(x, some) for x in (q, k, v))
+    return Own(q, k, v, mask, rows, written, kept, factor, gamma, beta, began, checkpoints, numbers)
 
 
-def forth(q, k, v, pairs: Pairs, factor, gamma, beta, first, checkpoints, form: Form, count: int, o, last) -> None:
-    """Of some sequences: o, the last memory and the checkpoints."""
-    mask, rows, written, kept, _ = pairs
+def forth(own: Own, form: Form, count: int, o: Tensor, last: Tensor) -> None:
+    """Makes o, the last memory and the checkpoints."""
+    q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, _ = own
     call, made = Prepared(q, v, mask, factor, gamma, first.shape[2], form, count, False), None
-    for own in call.groups:
+    for groups in call.groups:
         before = first
-        for i, group in enumerate(own):
+        for i, group in enumerate(groups):
             run = call.launches(group)
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
@@ -130,23 +128,20 @@ def forth(q, k, v, pairs: Pairs, factor, gamma, beta, first, checkpoints, form: 
             before = behind
 
 
-def through_back(
-    do, q, k, v, pairs: Pairs, factor, gamma, beta, first, checkpoints, form: Form, count: int, mixed: bool, dq, dk, dv, dmemory,
-):  # fmt: skip
-    """Of some sequences: dq, dk, dv; dmemory, of the last memory, becomes that of the first. Gives back those of mask, rows, written
-    or the numbers, kept, factor, gamma and beta."""
-    mask, rows, written, kept, numbers = pairs
-    mixed = kept is not None and (mixed or numbers is not None)
-    call = Prepared(q, v, mask, factor, gamma, first.shape[2], form, count, mixed)
-    (N, _, HV, dv_), M = v.shape, call.batches
-    drows, dwritten, dkept = (None if x is None else torch.empty_like(x) for x in (rows, written, kept if mixed else None))
-    dmask = torch.empty_like(mask) if mask is not None and numbers is None else mask  # the one made here nobody asks for again
-    dgamma, dbeta = (None if gamma is None else q.new_empty(N, M, HV, dv_, dtype=torch.float32) for _ in range(2))
-    dfactor = None if factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
-    through_groups(
-        call, do, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form,
-        dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
-    )  # fmt: skip
+def through_back(own: Own, do: Tensor, form: Form, count: int, mixed: bool, dq: Tensor, dk: Tensor, dv: Tensor, dmemory: Tensor):
+    """Makes dq, dk and dv; dmemory, of the last memory, becomes that of the first. Gives back those of mask, rows, written (of the
+    numbers, if there are), kept, factor, gamma and beta."""
+    q, v, numbers = own.q, own.v, own.numbers
+    mixed = own.kept is not None and (mixed or numbers is not None)
+    call = Prepared(q, v, own.mask, own.factor, own.gamma, own.first.shape[2], form, count, mixed)
+    (N, _, HV, width), M = v.shape, call.batches
+    drows, dwritten, dkept = (None if x is None else torch.empty_like(x) for x in (own.rows, own.written, own.kept if mixed else None))
+    dmask = own.mask  # which was made here and nobody asks for again, or
+    if dmask is not None and numbers is None:
+        dmask = torch.empty_like(dmask)
+    dgamma, dbeta = (None if own.gamma is None else q.new_empty(N, M, HV, width, dtype=torch.float32) for _ in range(2))
+    dfactor = None if own.factor is None else q.new_empty(N, M, HV, form.size, dtype=torch.float32)
+    through_groups(call, own, do, form, dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory)
     if numbers is not None:
         dwritten = masks.backward(dmask, drows, dwritten, dkept, numbers, form.size, form.before)
         dmask = drows = dkept = None
@@ -154,13 +149,13 @@ def through_back(
 
 
 def through_groups(
-    call: Prepared, do, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, form: Form,
-    dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
+    call: Prepared, own: Own, do, form: Form, dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dmemory,
 ) -> None:  # fmt: skip
     """The launches of backward. What is made for a group is gone behind them."""
-    loss, made = (form.curvature, form.gain), None
-    for own in call.groups:
-        for i, group in reversed(list(enumerate(own))):
+    q, k, v, mask, rows, written, kept, factor, gamma, beta, first, checkpoints, _ = own
+    loss, made, at_once = (form.curvature, form.gain), None, 0
+    for groups in call.groups:
+        for i, group in reversed(list(enumerate(groups))):
             if made is None or made.size != (group.heads, group.count):
                 made = Made(q, v, first, group, form)
                 at_once = made.back_at_once()
