@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -133,6 +136,21 @@ def test_state_does_not_grow(name):
         assert sizes[0] == sizes[1] == sizes[2]
         if name != "softmax_window":
             assert mixer.init_state(B).nbytes == sizes[0]
+
+
+@every_preset
+def test_a_call_is_gone_with_its_result(name):
+    """What it made of its input does not wait for the garbage collector."""
+    mixer, x = make(name), tokens(B, T)
+    seen = weakref.ref(x)
+    gc.disable()
+    try:
+        with torch.no_grad():
+            mixer(x)
+        del x
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 @every_preset

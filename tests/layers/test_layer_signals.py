@@ -44,6 +44,18 @@ def test_one_projection_for_all_full_rank_signals_of_a_source():
     assert sorted(kda.low_rank) == ["log_decay", "output_1"] and kda.low_rank["log_decay"].down.out_features == 64
 
 
+def test_output_gates_are_made_where_they_are_used():
+    for name, full_rank in (("gated_deltanet", True), ("kda", False)):
+        mixer, x = Mixer(64, name, n_heads=2), torch.randn(2, 5, 64)
+        call, _ = mixer._begin(x, None, None)
+        mixer._inputs(call)
+        assert set(call.late) == {"output_1"} and "output_1" not in call.signals
+        of = mixer.signals
+        z = of.fused["x"](x)[..., -of.sizes["output_1"].total :] if full_rank else of.low_rank["output_1"](x)
+        gate = of.signals["output_1"].map(z.unflatten(-1, of.sizes["output_1"].shape), {})
+        torch.testing.assert_close(call.late["output_1"](call), gate)
+
+
 def test_mamba2_writes_with_the_gates_own_time_step():
     torch.manual_seed(0)
     mixer, x = Mixer(64, "mamba2").double(), torch.randn(2, 5, 64, dtype=torch.float64)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 import ttr
 from ttr.layers import Mixer
+from ttr.layers.streams import build
 from ttr.registry import STAGES, stage
-from ttr.stages import Call, Stage, StreamSize, Timeline, norms
+from ttr.stages import GELU, Call, Conv, SiLU, Stage, StreamSize, Timeline, norms
 
 B, T, H, D = 2, 7, 3, 4
 
@@ -183,6 +184,20 @@ def test_conv_is_torchs_causal_depthwise_convolution(x):
 def test_conv_of_one_is_a_scale(x):
     y, module = run("conv", x, kernel_size=1)
     assert torch.allclose(y.flatten(2), x.flatten(2) * module.weight[:, 0])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_silu_behind_a_convolution_is_done_by_it(kernel_size, bias, x):
+    size = StreamSize(name="q", heads=H, width=D, d_model=H * D)
+    conv, after = build((Conv(kernel_size=kernel_size, bias=bias), SiLU()), size)[0].double()
+    alone = Conv(kernel_size=kernel_size, bias=bias).build(size).double()
+    alone.load_state_dict(conv.state_dict())
+    call = Call(x=x.flatten(2), timeline=Timeline(B))
+    assert torch.allclose(after(conv(x, call), call), F.silu(alone(x, call)))
+    assert "silu, by the one before" in repr(after)
+    conv, after = build((Conv(kernel_size=kernel_size, bias=bias), GELU()), size)[0].double()
+    assert torch.allclose(after(conv(x, call), call), F.gelu(conv(x, call)))
 
 
 def test_affine_and_layer_scale(x):

@@ -86,6 +86,15 @@ def test_nothing_passes_from_one_sequence_to_another(device):
 
 
 @pytest.mark.parametrize("silu", [False, True])
+def test_the_input_alone_is_kept(silu, device):
+    timeline, x, weight, _, _ = given(9, 8, 4, device, started=False)
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()), lambda _: None):
+        kernel(timeline, None, silu)(x.requires_grad_(), weight)
+    assert kept == {x.data_ptr(), weight.data_ptr()}
+
+
+@pytest.mark.parametrize("silu", [False, True])
 def test_the_second_derivative_is_the_formulas(silu, device):
     timeline, x, weight, history, _ = given(9, 8, 4, device)
 

@@ -54,6 +54,14 @@ def test_a_row_of_zeros_stays_zero(device):
     assert torch.equal(y, torch.zeros_like(y)) and torch.allclose(x.grad, torch.full_like(x, EPS**-0.5))
 
 
+def test_what_is_kept_is_there_anyway(device):
+    """Beside a number a row."""
+    x, kept = rows(4, 8, dtype=torch.float32, device=device).requires_grad_(), {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.numel()}), lambda _: None):
+        y = kernels(x, EPS)
+    assert kept.pop(y.data_ptr()) == 32 and list(kept.values()) == [4]
+
+
 def test_the_second_derivative_is_the_formulas(device):
     x = rows(4, 8, dtype=torch.float32, device=device).requires_grad_()
 
