@@ -11,7 +11,9 @@ A memory is too wide for one program's registers. In the scans every head has se
 units' part of it in registers from mini-batch to mini-batch; what the layer gives out is summed over them at every mini-batch
 (`exchange`), for which they must run at the same time: a cooperative launch of as many heads as the GPU has room for.
 
-`run` takes so many of those heads' mini-batches at a time (a group) that their reads fill the GPU; of every group the memory it
-began with is kept, the rest is made again for the gradient. advance (a scan), outputs; backward: advance again, readers, writers,
-retreat (the scan back), written_gradient; all but the scans take the mini-batches of a group at once.
+`run` takes so many of those heads' mini-batches at a time (a group, `groups`) that their reads fill the GPU; of every group the
+memory it began with is kept, the rest is made again for the gradient, which goes back in halves of it. Where the GPU has no room for
+all heads, whole sequences run after others if that takes no longer, each with the masks of its own pairs. advance (a scan), outputs;
+backward: advance again, readers, writers, retreat (the scan back), written_gradient; all but the scans take the mini-batches of a
+group at once.
 """
