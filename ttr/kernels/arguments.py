@@ -135,7 +135,8 @@ def check_params(params: Mapping[str, Tensor] | None, spec: Spec, Hv: int, dk: i
         raise ValueError(f"params is missing {missing}: this declaration has learned constants; {make}")
     for name, shape in expected.items():
         got = params[name]
-        if not isinstance(got, Tensor) or tuple(got.shape) != shape:
+        # lists: torch.compile (2.11) traces no comparison with a tuple that a constant holds
+        if not isinstance(got, Tensor) or list(got.shape) != list(shape):
             what = f"shape {list(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
             raise ValueError(f"params[{name!r}]: got {what}, expected {list(shape)}")
     return params

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
 
+from ..kernels.rms_norm import rms_norm
 from ..kernels.unit_norm import unit_norm
 from ..registry import stage
 from .base import Stage, StageModule
@@ -85,7 +85,7 @@ class RMS(AffineNorm):
 
     def weighed(self, x, weight):
         """A weight of another dtype torch's kernel does not take, and rounds twice instead; under autocast it gives float32 out."""
-        return rms_norm(x, x.shape[-1:], weight, self.eps).to(x.dtype) if type(self) is RMS and weight.dtype == x.dtype else None
+        return rms_norm(x, weight, self.eps) if type(self) is RMS and weight.dtype == x.dtype else None
 
 
 @stage("layer")
