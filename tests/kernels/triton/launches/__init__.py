@@ -10,6 +10,7 @@ from . import (
     least_squares_by_channel,
     mini_batch,
     recurrent,
+    rms_norm,
     scalar_gate,
     short_conv,
     two_layers,
@@ -19,6 +20,6 @@ from . import (
 )
 
 FAMILIES = (
-    decode, unit_norm, short_conv, mini_batch, two_layers, two_slots, recurrent, least_squares, least_squares_by_channel, vector_gate,
-    scalar_gate,
+    decode, unit_norm, rms_norm, short_conv, mini_batch, two_layers, two_slots, recurrent, least_squares, least_squares_by_channel,
+    vector_gate, scalar_gate,
 )  # fmt: skip

@@ -56,7 +56,8 @@ def _gradients(x: Tensor, weight: Tensor, dy: Tensor, eps: float) -> tuple[Tenso
     r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     unit, weighed = wide * r, given * weight.float()
     dx = r * (weighed - unit * (unit * weighed).mean(-1, keepdim=True))
-    return dx.to(x.dtype), (given * unit).flatten(0, -2).sum(0).to(weight.dtype)
+    dw, rows = given * unit, tuple(range(x.ndim - 1))
+    return dx.to(x.dtype), (dw.sum(rows) if rows else dw).to(weight.dtype)
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
