@@ -9,14 +9,15 @@ from ..unit_norm.kernels import rates_of, rows_of
 @kernel("rows eps")
 def rms_norm_kernel(x, weight, y, rates, rows, eps, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """y = w r x with r = 1 / sqrt(mean x^2 + eps). x, y: [rows, D]; weight: w, [D]; rates: r, [rows]."""
+    tile = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     w = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-    pointers, inside = rows_of(x, tl.program_id(0), rows, D, BLOCK, ROWS)
+    pointers, inside = rows_of(x, tile, rows, D, BLOCK, ROWS)
     value = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     r = tl.rsqrt(tl.sum(value * value, 1) / D + eps)
-    pointers, inside = rates_of(rates, tl.program_id(0), rows, ROWS)
+    pointers, inside = rates_of(rates, tile, rows, ROWS)
     tl.store(pointers, r, mask=inside)
-    pointers, inside = rows_of(y, tl.program_id(0), rows, D, BLOCK, ROWS)
+    pointers, inside = rows_of(y, tile, rows, D, BLOCK, ROWS)
     tl.store(pointers, (value * r[:, None] * w).to(y.dtype.element_ty), mask=inside)
 
 

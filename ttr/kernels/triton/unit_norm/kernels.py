@@ -24,24 +24,26 @@ def rates_of(base, tile, rows, ROWS: tl.constexpr):
 @kernel("rows eps")
 def unit_norm_kernel(x, y, rates, rows, eps, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """y = r x with r = 1 / sqrt(sum x^2 + eps). x, y: [rows, D]; rates: r, [rows]."""
-    pointers, inside = rows_of(x, tl.program_id(0), rows, D, BLOCK, ROWS)
+    tile = tl.program_id(0)
+    pointers, inside = rows_of(x, tile, rows, D, BLOCK, ROWS)
     value = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     r = tl.rsqrt(tl.sum(value * value, 1) + eps)
-    pointers, inside = rates_of(rates, tl.program_id(0), rows, ROWS)
+    pointers, inside = rates_of(rates, tile, rows, ROWS)
     tl.store(pointers, r, mask=inside)
-    pointers, inside = rows_of(y, tl.program_id(0), rows, D, BLOCK, ROWS)
+    pointers, inside = rows_of(y, tile, rows, D, BLOCK, ROWS)
     tl.store(pointers, (value * r[:, None]).to(y.dtype.element_ty), mask=inside)
 
 
 @kernel("rows")
 def unit_norm_gradient_kernel(y, rates, dy, dx, rows, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """dx = r (dy - y <y, dy>). y, dy, dx: [rows, D]; rates: r, [rows]."""
-    pointers, inside = rows_of(y, tl.program_id(0), rows, D, BLOCK, ROWS)
+    tile = tl.program_id(0)
+    pointers, inside = rows_of(y, tile, rows, D, BLOCK, ROWS)
     value = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-    pointers, inside = rows_of(dy, tl.program_id(0), rows, D, BLOCK, ROWS)
+    pointers, inside = rows_of(dy, tile, rows, D, BLOCK, ROWS)
     given = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-    pointers, inside = rates_of(rates, tl.program_id(0), rows, ROWS)
+    pointers, inside = rates_of(rates, tile, rows, ROWS)
     r = tl.load(pointers, mask=inside, other=0.0)[:, None]
     gradient = r * (given - value * tl.sum(value * given, 1)[:, None])
-    pointers, inside = rows_of(dx, tl.program_id(0), rows, D, BLOCK, ROWS)
+    pointers, inside = rows_of(dx, tile, rows, D, BLOCK, ROWS)
     tl.store(pointers, gradient.to(dx.dtype.element_ty), mask=inside)
