@@ -3,22 +3,21 @@
 import triton.language as tl
 
 from ..launch import kernel
-from ..unit_norm.kernels import rates_of, rows_of
+from ..tiles import load_rows, store_rows
 
 
 @kernel("rows eps")
 def rms_norm_kernel(x, weight, y, rates, rows, eps, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """y = w r x with r = 1 / sqrt(mean x^2 + eps). x, y: [rows, D]; weight: w, [D]; rates: r, [rows]."""
-    tile = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    w = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
-    pointers, inside = rows_of(x, tile, rows, D, BLOCK, ROWS)
-    value = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    t = tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = first + t < rows
+    w = tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)[None, :]
+    value = load_rows(x, first, t, inside, columns, D, D, BLOCK).to(tl.float32)
     r = tl.rsqrt(tl.sum(value * value, 1) / D + eps)
-    pointers, inside = rates_of(rates, tile, rows, ROWS)
-    tl.store(pointers, r, mask=inside)
-    pointers, inside = rows_of(y, tile, rows, D, BLOCK, ROWS)
-    tl.store(pointers, (value * r[:, None] * w).to(y.dtype.element_ty), mask=inside)
+    tl.store(rates + first + t, r, mask=inside)
+    store_rows(y, first, value * r[:, None] * w, t, inside, columns, D, D, BLOCK)
 
 
 @kernel("rows")
@@ -29,21 +28,19 @@ def rms_norm_gradient_kernel(
 
     x, dy, dx: [rows, D]; rates: r, [rows].
     """
-    column = tl.arange(0, BLOCK)
-    w = tl.load(weight + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
+    t = tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    w = tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)[None, :]
     dw = tl.zeros([ROWS, BLOCK], tl.float32)
     for step in range(STEPS):
-        tile = tl.program_id(0) * STEPS + step
-        pointers, inside = rows_of(x, tile, rows, D, BLOCK, ROWS)
-        value = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-        pointers, inside = rows_of(dy, tile, rows, D, BLOCK, ROWS)
-        given = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-        pointers, inside = rates_of(rates, tile, rows, ROWS)
-        r = tl.load(pointers, mask=inside, other=0.0)[:, None]
+        first = (tl.program_id(0) * STEPS + step).to(tl.int64) * ROWS
+        inside = first + t < rows
+        value = load_rows(x, first, t, inside, columns, D, D, BLOCK).to(tl.float32)
+        given = load_rows(dy, first, t, inside, columns, D, D, BLOCK).to(tl.float32)
+        r = tl.load(rates + first + t, mask=inside, other=0.0)[:, None]
         value *= r
         dw += given * value
         given *= w
         gradient = r * (given - value * (tl.sum(value * given, 1) / D)[:, None])
-        pointers, inside = rows_of(dx, tile, rows, D, BLOCK, ROWS)
-        tl.store(pointers, gradient.to(dx.dtype.element_ty), mask=inside)
-    tl.store(dweight + tl.program_id(0).to(tl.int64) * D + column, tl.sum(dw, 0), mask=column < D)
+        store_rows(dx, first, gradient, t, inside, columns, D, D, BLOCK)
+    tl.store(dweight + tl.program_id(0).to(tl.int64) * D + columns, tl.sum(dw, 0), mask=columns < D)
