@@ -1,1 +1,2 @@
-"""The short causal convolution, one filter a channel: one kernel forward and one backward, tokens as they lie."""
+"""The short causal convolution, one filter a channel, tokens as they lie: one kernel forward, with or without SiLU behind it, which
+backward runs once more for what SiLU is taken of, and one for the gradients."""
