@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.bench import flops
+from experiments.bench.case import COMPILED
 from experiments.bench.layers import Layer
 from experiments.bench.linear import Linear
 from experiments.bench.shapes import DEFAULT, LACT, NONLINEAR, NONLINEAR_MORE
@@ -108,7 +109,7 @@ CASES = {
         TTTLinear(
             name="ttt_linear",
             title="TTT-Linear (inner loop)",
-            who=("ttr", "ttr-compiled", "fla", "fla-fused"),
+            who=("ttr", COMPILED, "fla", "fla-fused"),
             shapes=NONLINEAR,
             more=NONLINEAR_MORE,
             declaration={"base": "ttt_linear", "optimizer": {"position": "none", "mini_batch": MINI_BATCH}},
@@ -121,7 +122,7 @@ CASES = {
         Layer(
             name="titans",
             title="Titans' memory (layer)",
-            who=("ttr", "ttr-compiled", "titans_pytorch", "titans_pytorch-b64"),
+            who=("ttr", COMPILED, "titans_pytorch", "titans_pytorch-b64"),
             shapes=NONLINEAR,
             more=NONLINEAR_MORE,
             preset="titans",
@@ -137,7 +138,7 @@ CASES = {
         Layer(
             name="lact",
             title="LaCT's fast weights (layer)",
-            who=("ttr", "ttr-compiled"),
+            who=("ttr", COMPILED),
             shapes=LACT,
             preset="lact",
             operations=flops.lact,

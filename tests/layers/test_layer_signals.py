@@ -65,6 +65,18 @@ def test_mamba2_writes_with_the_gates_own_time_step():
     assert "step" not in mixer.signals.maps and mixer.signals.fused["x"].out_features == 2 + 128
 
 
+def test_an_output_gate_may_be_the_gates_time_step():
+    torch.manual_seed(0)
+    declared = {"kind": "gate", "tie": "gate.dt", "per": "head", "scale": 0.5}
+    mixer, x = Mixer(64, "mamba2", n_heads=2, output=[declared]).double(), torch.randn(2, 5, 64, dtype=torch.float64)
+    call, _ = mixer._begin(x, None, None)
+    mixer._inputs(call)
+    o = torch.randn(2, 5, 2, mixer.dv, dtype=torch.float64)
+    expected = o * 0.5 * call.signals["step"][..., None]
+    torch.testing.assert_close(mixer._read_out(o, call), expected.flatten(2))
+    assert mixer(x).isfinite().all() and "output_0" not in mixer.signals.fused_names["x"]
+
+
 def test_softcap_and_scale():
     spec = ttr.spec("deltanet", **{"optimizer.step": {"map": "identity", "softcap": 0.5, "scale": 2.0, "bias": 1.0}})
     torch.manual_seed(0)

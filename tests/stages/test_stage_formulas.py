@@ -12,8 +12,10 @@ import torch.nn.functional as F
 import ttr
 from ttr.layers import Mixer
 from ttr.layers.streams import build
+from ttr.layers.streams import run as run_stages
 from ttr.registry import STAGES, stage
 from ttr.stages import GELU, Call, Conv, SiLU, Stage, StreamSize, Timeline
+from ttr.stages.conv import ConvModule
 
 B, T, H, D = 2, 7, 3, 4
 
@@ -188,16 +190,42 @@ def test_conv_of_one_is_a_scale(x):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_silu_behind_a_convolution_is_done_by_it(kernel_size, bias, x):
+def test_silu_behind_a_convolution_is_done_by_it(kernel_size, bias, x, monkeypatch):
     size = StreamSize(name="q", heads=H, width=D, d_model=H * D)
-    conv, after = build((Conv(kernel_size=kernel_size, bias=bias), SiLU()), size)[0].double()
-    alone = Conv(kernel_size=kernel_size, bias=bias).build(size).double()
-    alone.load_state_dict(conv.state_dict())
     call = Call(x=x.flatten(2), timeline=Timeline(B))
-    assert torch.allclose(after(conv(x, call), call), F.silu(alone(x, call)))
-    assert "silu, by the one before" in repr(after)
-    conv, after = build((Conv(kernel_size=kernel_size, bias=bias), GELU()), size)[0].double()
-    assert torch.allclose(after(conv(x, call), call), F.gelu(conv(x, call)))
+    for following, activation, joined in ((SiLU(), F.silu, True), (GELU(), F.gelu, False)):
+        stages = build((Conv(kernel_size=kernel_size, bias=bias), following), size)[0].double()
+        expected = activation(stages[0](x, call))
+        with monkeypatch.context() as patch:
+            if joined:
+                patch.setattr(SiLU, "__call__", lambda *_: pytest.fail("a step of its own"))
+            assert torch.allclose(run_stages(stages, x, call), expected)
+
+
+class Squared(ConvModule):
+    """A third party's convolution, which knows nothing of what stands behind it."""
+
+    def forward(self, x, call):
+        return call.convolve(self.key, x.flatten(2), self.weight.square()).reshape(x.shape)
+
+
+def test_silu_is_not_lost_where_another_convolution_stands(x):
+    size = StreamSize(name="q", heads=H, width=D, d_model=H * D)
+    call = Call(x=x.flatten(2), timeline=Timeline(B))
+    stages = build((Conv(kernel_size=3), SiLU()), size)[0].double()
+    stages[0] = Squared(Conv(kernel_size=3), size).double()
+    assert torch.allclose(run_stages(stages, x, call), F.silu(stages[0](x, call)))
+
+
+def test_a_hook_on_a_convolution_or_its_silu_sees_what_it_makes(x):
+    size = StreamSize(name="q", heads=H, width=D, d_model=H * D)
+    call, seen = Call(x=x.flatten(2), timeline=Timeline(B)), []
+    for hooked in (0, 1):
+        stages = build((Conv(kernel_size=3), SiLU()), size)[0].double()
+        before = stages[0](x, call)
+        stages[hooked].register_forward_hook(lambda _module, _args, y: seen.append(y))
+        y = run_stages(stages, x, call)
+        assert torch.allclose(seen.pop(), y if hooked else before) and torch.allclose(y, F.silu(before))
 
 
 def test_affine_and_layer_scale(x):

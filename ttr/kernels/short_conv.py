@@ -26,7 +26,8 @@ def short_conv(
     device = x.device.type
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
-    if launches(x) and weight.dtype in DTYPES and type(weight) in (Tensor, torch.nn.Parameter) and _runs(x, weight, history):
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype in DTYPES and weight.device == x.device
+    if plain and launches(x) and _runs(x, weight, history):
         from .triton.short_conv.function import ShortConv
 
         history = None if history is None else history.to(x.dtype)

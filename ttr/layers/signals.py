@@ -60,7 +60,7 @@ class SignalProjection(nn.Module):
     """Values of all signals from one layer input, scale * map(cap(W source + bias)).
 
     Full-rank signals of one source share one matrix (and, from `shift`, one mix); a low-rank one has two of its own. late: the names
-    of those that come as `Call.late`.
+    of those that come as `Call.late`, if they are projected and not tied to another.
     Biases and the maps' constants are bare parameters: host models zero every nn.Linear.bias.
     """
 
@@ -76,8 +76,8 @@ class SignalProjection(nn.Module):
         late: Collection[str] = (),
     ):
         super().__init__()
-        self.late = frozenset(late)
         self.signals = {name: s for name, s in signals.items() if not s.constant}
+        self.late = [name for name in late if signals[name].tie is None]
         self.sizes = sizes
         free = {name: s for name, s in self.signals.items() if s.tie is None}
         self.fused_names: dict[str, list[str]] = {}
@@ -138,30 +138,24 @@ class SignalProjection(nn.Module):
             fused = self.fused[source](self._source(source, "fused", call))
             parts = fused.split([self.sizes[n].total for n in names], -1)
             z |= dict(zip(names, parts, strict=True))
-        own = {name: self._pre_activation(name, part) for name, part in z.items() if name not in self.late}
-        own |= {name: self._pre_activation(name, self._low_rank(name, call)) for name in self.low_rank if name not in self.late}
-        values = {}
-        for name, s in self.signals.items():
-            if name in self.late:
-                call.late[name] = partial(self._made_late, name, z.get(name))
-            elif s.tie is None:
-                values[name] = self._scaled(name, s.map(own[name], self._constants(name)))
-            else:
-                gate = self.signals["log_decay"].map
-                assert isinstance(gate, Mamba)  # _check_tie
-                dt = gate.dt_of(own["log_decay"], self._constants("log_decay"))  # type: ignore[attr-defined]
-                values[name] = self._scaled(name, dt)
-        return values
+        for name in self.late:
+            call.late[name] = partial(self._late_value, name, z.get(name))
+        now = [name for name in self.signals if name not in self.late]
+        own = {name: self._pre_activation(name, z.get(name), call) for name in now if self.signals[name].tie is None}
+        return {name: self._value(name, own[name if name in own else "log_decay"]) for name in now}
 
-    def _made_late(self, name: str, z: Tensor | None, call: Call) -> Tensor:
-        z = self._pre_activation(name, self._low_rank(name, call) if z is None else z)
-        return self._scaled(name, self.signals[name].map(z, self._constants(name)))
+    def _late_value(self, name: str, part: Tensor | None, call: Call) -> Tensor:
+        return self._value(name, self._pre_activation(name, part, call))
 
-    def _low_rank(self, name: str, call: Call) -> Tensor:
-        return self.low_rank[name](self._source(self.signals[name].source, name, call))
-
-    def _scaled(self, name: str, value: Tensor) -> Tensor:
+    def _value(self, name: str, z: Tensor) -> Tensor:
+        """z: the signal's pre-activation, or of one that is tied the gate's."""
         s = self.signals[name]
+        if s.tie is None:
+            value = s.map(z, self._constants(name))
+        else:
+            gate = self.signals["log_decay"].map
+            assert isinstance(gate, Mamba)  # _check_tie
+            value = gate.dt_of(z, self._constants("log_decay"))  # type: ignore[attr-defined]
         value = value if s.scale == 1.0 else s.scale * value
         return value.squeeze(-1) if s.per == "head" else value
 
@@ -177,8 +171,10 @@ class SignalProjection(nn.Module):
             return call.streams["v"].flatten(2)
         return torch.cat([call.streams[name].flatten(2) for name in ("q", "k", "v")], -1)
 
-    def _pre_activation(self, name: str, z: Tensor) -> Tensor:
-        z = z.unflatten(-1, self.sizes[name].shape)
+    def _pre_activation(self, name: str, part: Tensor | None, call: Call) -> Tensor:
+        """part: the signal's, of what all make together, or None for one of low rank."""
+        made: Tensor = self.low_rank[name](self._source(self.signals[name].source, name, call)) if part is None else part
+        z = made.unflatten(-1, self.sizes[name].shape)
         if self.sizes[name].wide and z.dtype in (torch.float16, torch.bfloat16):
             z = z.float()
         if name in self.bias:

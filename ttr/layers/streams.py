@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..registry import SpecError
 from ..spec import Spec
-from ..stages import Call, Proj, Stage, StageModule, StreamSize, Taken
+from ..stages import Call, Proj, Stage, StageModule, StreamSize
+from ..stages.conv import with_silu
 from .signals import LowRank
 from .sizes import Sizes
 
@@ -17,16 +18,21 @@ def build(stages: tuple[Stage, ...], size: StreamSize, first: int = 0) -> tuple[
     """The modules of consecutive stages, and the head width behind the last."""
     modules = nn.ModuleList()
     for i, stage in enumerate(stages, start=first):
-        taken = len(modules) > 0 and modules[-1].takes(stage)  # type: ignore[operator]
-        modules.append(Taken(stage) if taken else stage.build(replace(size, key=f"{size.name}_{i}")))
+        modules.append(stage.build(replace(size, key=f"{size.name}_{i}")))
         size = replace(size, width=stage.width(size.width))
     return modules, size.width
 
 
 def run(stages: nn.ModuleList, x: Tensor, call: Call) -> Tensor:
     """One stage after the other. A stream keeps its dtype: under autocast, learned constants in float32 would widen it."""
-    for stage in stages:
-        x = stage(x, call).to(x.dtype)
+    rest = list(stages)
+    while rest:
+        stage = rest.pop(0)
+        if rest and with_silu(stage, rest[0]):
+            del rest[0]
+            x = stage(x, call, silu=True).to(x.dtype)
+        else:
+            x = stage(x, call).to(x.dtype)
     return x
 
 

@@ -44,10 +44,6 @@ class StageModule(nn.Module):
     def forward(self, x: Tensor, call: Call) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, call)")
 
-    def takes(self, following: Stage) -> bool:
-        """Whether this module does the stage that follows as well, in one step with its own; asked once, when a stream is built."""
-        return False
-
     def reset_parameters(self) -> None:
         """Initialise as published."""
 
@@ -64,20 +60,6 @@ class Map(StageModule):
 
     def extra_repr(self) -> str:
         return self.stage.kind
-
-
-class Taken(StageModule):
-    """A stage that the module before it does (`takes`)."""
-
-    def __init__(self, stage: Stage):
-        super().__init__()
-        self.stage = stage
-
-    def forward(self, x, call):
-        return x
-
-    def extra_repr(self) -> str:
-        return f"{self.stage.kind}, by the one before"
 
 
 @dataclass(frozen=True, kw_only=True)

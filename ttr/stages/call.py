@@ -17,8 +17,9 @@ class Call:
     x: [B, T, d_model], the layer's input. previous: [B, T, d_model], the input one token earlier, where a stage or a
     signal mixes it in. timeline: which token follows which. position: [B, T], tokens read before, or None.
     streams: q [B, T, H, dk], k [B, T, n H, dk], v [B, T, n Hv, dv], write_key, as far as they are finished.
-    signals: values by name, as far as they are known. late: those of output gates, made of the call where they are used: backward
-    is then through with them when it comes to the memory, which takes the most. history, kept: what stages remember, by StreamSize.key.
+    signals: values by name, as far as they are known. late: instead of their values what makes output gates of the call, where they
+    are used: backward is then through with them when it comes to the memory, which takes the most. history, kept: what stages
+    remember, by StreamSize.key.
     """
 
     x: Tensor
@@ -36,7 +37,7 @@ class Call:
         (_, previous), self.kept[key] = self.timeline.lags(x, 1, self.history.get(key))
         return previous
 
-    def convolve(self, key: str, x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+    def convolve(self, key: str, x: Tensor, weight: Tensor, silu: bool = False) -> Tensor:
         """x: [B, T, C] filtered over time, channel by channel, with weight: [C, K], newest input last; silu: SiLU of that."""
         y, self.kept[key] = self.timeline.convolve(x, weight, self.history.get(key), silu)
         return y

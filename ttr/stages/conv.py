@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..registry import SpecError, stage
-from .base import Stage, StageModule
+from .base import Map, Stage, StageModule
 from .features import SiLU
 
 
@@ -30,9 +30,7 @@ class Conv(Stage):
 
 
 class ConvModule(StageModule):
-    """weight: [channels, kernel_size], the newest input last, as torch's depthwise Conv1d has it. silu: of a SiLU that follows."""
-
-    silu = False
+    """weight: [channels, kernel_size], the newest input last, as torch's depthwise Conv1d has it."""
 
     def __init__(self, stage: Conv, size):
         super().__init__()
@@ -48,20 +46,24 @@ class ConvModule(StageModule):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def takes(self, following):
-        self.silu = type(following) is SiLU
-        return self.silu
-
-    def forward(self, x, call):
+    def forward(self, x, call, silu: bool = False):
+        """silu: the SiLU of that."""
         flat = x.flatten(2)
-        at_once = self.silu and bool(self.history) and self.bias is None
+        at_once = silu and bool(self.history) and self.bias is None
         y = call.convolve(self.key, flat, self.weight, at_once) if self.history else flat * self.weight[:, 0]
         if self.bias is not None:
             y = y + self.bias
-        return (F.silu(y) if self.silu and not at_once else y).reshape(x.shape)
+        return (F.silu(y) if silu and not at_once else y).reshape(x.shape)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, kernel_size={self.weight.shape[1]}, bias={self.bias is not None}"
+
+
+def with_silu(module: nn.Module, following: nn.Module) -> bool:
+    """Whether a stage's module is a convolution that the next one is the SiLU of, and nobody's hook looks in between."""
+    if type(module) is not ConvModule or type(following) is not Map or type(following.stage) is not SiLU:
+        return False
+    return not (module._forward_hooks or following._forward_hooks or following._forward_pre_hooks)
 
 
 @stage("shift")

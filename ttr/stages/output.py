@@ -38,7 +38,8 @@ class OutputGateModule(StageModule):
         self.key = key
 
     def forward(self, x, call):
-        gate = call.late[self.key](call).to(x.dtype)
+        gate = call.late[self.key](call) if self.key in call.late else call.signals[self.key]
+        gate = gate.to(x.dtype)
         return x * (gate if gate.ndim == x.ndim else gate[..., None])
 
 

@@ -93,3 +93,15 @@ def in_dtype(inputs: testing.Inputs, dtype: torch.dtype, device: str = "cpu") ->
     """q, k, v in dtype; signals and the state in float32, where a rounded gradient would hide an error."""
     case = inputs.to(torch.float32).to(device)
     return replace(case, tensors={n: t.to(dtype) if n in ("q", "k", "v") else t for n, t in case.tensors.items()})
+
+
+def check_some_gradients(case: testing.Inputs) -> None:
+    """The kernels give an input the same gradient where no other one's is wanted."""
+    full, alone = {}, {}
+    for name in (None, *case.tensors):
+        x = {n: t.detach().requires_grad_(name in (None, n)) for n, t in case.tensors.items()}
+        o, _ = testing.call(replace(case, tensors=x), "triton")
+        got = torch.autograd.grad(o.square().sum(), [t for t in x.values() if t.requires_grad])
+        (full if name is None else alone).update(zip(case.tensors if name is None else (name,), got, strict=True))
+    for name, got in alone.items():
+        assert torch.equal(got, full[name]), name

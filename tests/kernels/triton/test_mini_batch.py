@@ -15,7 +15,7 @@ from ttr.registry import OPTIMIZERS
 from ttr.state import flatten
 
 from .conftest import INTERPRETED
-from .direct import in_dtype, poisoned
+from .direct import check_some_gradients, in_dtype, poisoned
 from .mechanisms import COUPLED, mini_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
@@ -97,6 +97,12 @@ def test_some_outputs_alone(name, which):
 
     for got, expected in zip(used("triton", torch.float32), used("dual", torch.float64), strict=True):
         assert testing.relative_error(got, expected) < 5e-5
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["ttt_linear", "momentum"])
+def test_some_gradients_alone(name):
+    check_some_gradients(testing.random_inputs(MECHANISMS[name], T=32, B=1, H=1, Hv=2, dk=16, dv=16, extreme=False).to(torch.float32))
 
 
 def own(monkeypatch, update, **fields) -> ttr.Spec:

@@ -15,7 +15,7 @@ from ttr.kernels.triton.two_layers import op, parts, run
 
 from . import low_precision
 from .conftest import INTERPRETED
-from .direct import in_dtype, poisoned
+from .direct import check_some_gradients, in_dtype, poisoned
 from .mechanisms import COUPLED, mini_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton 3.6's own
@@ -109,6 +109,12 @@ def test_a_sequence_in_pieces():
 @pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
 def test_packed_sequences(name):
     check(testing.pack(case_of(MECHANISMS[name], T=19, B=3, H=1, Hv=1, dk=16, dv=16), [19, 0, 3]))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
+def test_some_gradients_alone(name):
+    check_some_gradients(case_of(MECHANISMS[name], T=32, B=1, H=1, Hv=1, dk=16, dv=16))
 
 
 @pytest.mark.usefixtures("interpreter")

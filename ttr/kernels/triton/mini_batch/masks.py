@@ -90,8 +90,8 @@ def made(numbers: Tensor, size: int, before: bool, back: bool):
     return run, levels, mixing, transitions, (N, T, M, HV)
 
 
-def made_of(written: Tensor) -> bool:
-    """Whether an operator was given the numbers, [10, N, T, Hv], and not what is made of them."""
+def are_numbers(written: Tensor) -> bool:
+    """Whether what an operator was given as F, [N, T / size, Hv, 2, size], are the numbers instead, [10, N, T, Hv]."""
     return written.ndim == 4
 
 

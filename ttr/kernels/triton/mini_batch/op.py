@@ -39,7 +39,13 @@ def _backward(
     )
     rest: Any = run.form_of(*form), mixed
     dq, dk, dv, dmask, drows, dwritten, *some, dfirst, dfirst_bias = run.backward(*given, *rest)
-    return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some, dfirst_bias) if x is not None)]
+    dwritten = dwritten if wants_written(kept, mixed) else None
+    return [dq, dk, dv, dfirst, *(x for x in (dmask, drows, dwritten, *some, dfirst_bias) if x is not None)]
+
+
+def wants_written(kept: Tensor | None, mixed: bool) -> bool:
+    """Whether backward gives a gradient of `written`; of F, which comes with phi, it always does."""
+    return kept is not None or mixed
 
 
 def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, size, *form):
@@ -50,7 +56,9 @@ def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first
 
 
 def _fake_backward(do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, *rest):
-    return empty_likes(q, k, v, written, first, mask, rows, kept if rest[-1] else None, factor, gamma, beta, first_bias)
+    mixed = rest[-1]
+    dwritten, dkept = written if wants_written(kept, mixed) else None, kept if mixed else None
+    return empty_likes(q, k, v, first, mask, rows, dwritten, dkept, factor, gamma, beta, first_bias)
 
 
 _INPUTS = (
@@ -62,7 +70,8 @@ forward = operator(  # o, last, starts, gradient and, with biases, last_bias, st
     f"mini_batch_forward({_INPUTS}, {_FORM}) -> Tensor[]", _forward, _fake_forward
 )
 backward = operator(
-    # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta, dfirst_bias those that were given
+    # dq, dk, dv, dfirst and of dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst_bias those that were given and are wanted;
+    # mixed: that of kept is or, where there are no masks, that of written
     f"mini_batch_backward(Tensor do, Tensor? dlast, Tensor? dlast_bias, {_INPUTS}, Tensor starts, Tensor gradient, "
     f"Tensor? start_biases, {_FORM}, bool mixed) -> Tensor[]",
     _backward, _fake_backward,
@@ -95,9 +104,10 @@ class MiniBatches(torch.autograd.Function):
             dlast = torch.zeros_like(first)
         if dlast is not None and dlast_bias is None and first_bias is not None:
             dlast_bias = torch.zeros_like(first_bias)
-        mixed = ctx.needs_input_grad[6]
-        wanted = q, k, v, written, first, mask, rows, kept if mixed else None, factor, gamma, beta, first_bias
-        dq, dk, dv, dwritten, dfirst, dmask, drows, dkept, dfactor, dgamma, dbeta, dbias = _gradients(
+        mixed = ctx.needs_input_grad[5 if kept is None else 6]
+        some = written if wants_written(kept, mixed) else None, kept if mixed else None
+        wanted = q, k, v, first, mask, rows, *some, factor, gamma, beta, first_bias
+        dq, dk, dv, dfirst, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dbias = _gradients(
             wanted, do, dlast, dlast_bias, *inputs, starts, gradient, start_biases, *ctx.form, mixed
         )
         return dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, dbias, *[None] * len(ctx.form)

@@ -93,7 +93,7 @@ def forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, firs
     """o, the last slots and their biases, the slots and biases every mini-batch began with, and its gradients."""
     if q.is_cuda:
         prepare()
-    if masks.made_of(written):
+    if masks.are_numbers(written):
         mask, rows, written, kept = masks.forward(written, form.size, form.before)
     kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, False, False)
     run, (N, T, _, HV, dk, dv, _, r), M = launches(kind), kind[:8], kind.batches
@@ -112,13 +112,16 @@ def backward(
     do, dlast, dlast_bias, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, first_bias, starts, start_biases, gradient,
     form: Form, mixed: bool = True,
 ):  # fmt: skip
-    """Of q, k, v, mask, rows, written, kept (if mixed), factor, gamma, beta, first and first_bias; None for what was not given."""
+    """Of q, k, v, mask, rows, written, kept, factor, gamma, beta, first and first_bias; None for what was not given.
+
+    mixed: whether that of kept is wanted, and of the numbers, if they were given.
+    """
     if q.is_cuda:
         prepare()
-    numbers = written if masks.made_of(written) else None
+    numbers = written if masks.are_numbers(written) else None
     if numbers is not None:
         mask, rows, written, kept = masks.forward(numbers, form.size, form.before)
-    mixed = kept is not None and (mixed or numbers is not None)
+    mixed = kept is not None and mixed
     kind = kind_of(q, v, first.shape[2], mask, factor, gamma, first_bias, form, mixed, dlast is not None)
     run, (N, T, H, HV, dk, dv, *_), M = launches(kind), kind[:8], kind.batches
     dq, dk_ = (q.new_empty(N, T, HV, dk) for _ in range(2))
@@ -145,7 +148,7 @@ def backward(
         T, M, form.curvature / form.gain,
     )  # fmt: skip
     if numbers is not None:
-        dwritten = masks.backward(dmask, drows, dwritten, dkept, numbers, form.size, form.before)
+        dwritten = masks.backward(dmask, drows, dwritten, dkept, numbers, form.size, form.before) if mixed else None
         dmask = drows = dkept = None
     dfactor, dgamma, dbeta = (None if x is None else x.sum((0, 1)) for x in (dfactor, dgamma, dbeta))
     if HV != H:

@@ -47,7 +47,7 @@ class RMSNorm(torch.autograd.Function):
         bound = _bound(rms_norm_gradient_kernel, rows, D, x.dtype, x.get_device())
         dx, dweight = torch.empty_like(x), r.new_empty((bound.grid[0], D))
         launched(bound, x, weight, r, dy, dx, dweight, rows)
-        return dx, dweight.sum(0).to(weight.dtype), None
+        return dx, dweight.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None
 
 
 def _gradients(x: Tensor, weight: Tensor, dy: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -102,11 +102,14 @@ def groups(heads: int, batches: int, count: int, together: int) -> list[list[Gro
 
 
 class Made:
-    """What is made anew for every group: the memory before each of its mini-batches, X, a'(A), L and U of its tokens."""
+    """What is made anew for every group: the memory before each of its mini-batches, X, a'(A), L and U of its tokens.
+
+    group: the largest of those that are made here one after another.
+    """
 
     def __init__(self, q: Tensor, v: Tensor, memory: Tensor, group: Group, form: Form):
         (slots, wide), dv, parts = memory.shape[2:], v.shape[3], parts_of(form.hidden, q.get_device())
-        self.size, lead = (group.heads, group.count), (group.count, group.heads, form.size)
+        lead = group.count, group.heads, form.size
         self.starts = q.new_empty(*lead[:2], slots, wide)
         self.hidden, self.slopes, self.lower = (q.new_empty(*lead, form.hidden) for _ in range(3))
         self.upper = q.new_empty(*lead, dv)
@@ -114,14 +117,15 @@ class Made:
         shared = 2 * (parts > 1), group.heads, parts, max(16, power_of_two(form.size)), power_of_two(dv)
         self.partial = q.new_empty(shared, dtype=torch.float32)
 
-    def of(self, begin: int = 0, end: int | None = None) -> tuple[Tensor, ...]:
-        """Of some of the mini-batches."""
+    def of(self, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Of some of a group's mini-batches."""
         return tuple(x[begin:end] for x in (self.starts, self.hidden, self.slopes, self.predicted, self.lower, self.upper))
 
     def back_at_once(self) -> int:
         """How many mini-batches go back at a time: half of the group, for what is made of them; all where half begins on no 16 bytes."""
-        half = ceil_div(self.size[1], 2)
-        return half if all(x[:half].nbytes % 16 == 0 for x in self.of()) else self.size[1]
+        count = len(self.starts)
+        half = ceil_div(count, 2)
+        return half if all(x.nbytes % 16 == 0 for x in self.of(0, half)) else count
 
 
 class Back:
@@ -135,9 +139,13 @@ class Back:
 
 
 class Prepared:
-    """The groups of some sequences, of `count` mini-batches, their launches, and the programs that have arrived at each of them (zeros)."""
+    """The groups of some sequences, of `count` mini-batches, their launches, and the programs that have arrived at each of them (zeros).
 
-    def __init__(self, q: Tensor, v: Tensor, mask, factor, gamma, slots: int, form: Form, count: int, mixed: bool):
+    waiting: how many launches of a group, at most, wait for each other's programs: forward one; backward goes forward once more and
+    back in two.
+    """
+
+    def __init__(self, q: Tensor, v: Tensor, mask, factor, gamma, slots: int, form: Form, count: int, mixed: bool, waiting: int):
         if q.is_cuda:
             prepare()
         (N, T, H, dk), (HV, dv), device = q.shape, v.shape[2:], q.get_device()
@@ -145,7 +153,7 @@ class Prepared:
         self.groups = groups(N * HV, self.batches, count, heads_at_once(form.hidden, device))
         given = gamma is not None, mask is not None, factor is not None, mixed
         self.kind = Kind(0, 0, H, HV, dk, dv, slots, form, *given, q.dtype, device)
-        launched = 3 * sum(len(own) for own in self.groups)  # at most: a group goes forward once more, and back in two
+        launched = waiting * sum(len(own) for own in self.groups)
         self.arrived = iter(q.new_zeros((launched, ceil_div(N * HV, 4) * 4), dtype=torch.int32))  # rows on 16 bytes
 
     def launches(self, group: Group) -> dict[str, Bound]:

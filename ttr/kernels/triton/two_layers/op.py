@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..mini_batch.op import wants_written
 from ..operators import DUAL, apply, differentiated, empty_likes, gradients, operator, ready
 from ..shapes import ceil_div
 from .parts import group_of, row_of
@@ -32,7 +33,8 @@ def _backward(do, dlast, *args):
     checkpoints, *form, mixed = args[TENSORS:]
     given: Any = *ready(do, dlast, *args[:TENSORS], checkpoints), groups.form_of(*form), mixed
     dq, dk, dv, dmask, drows, dwritten, *some, dfirst = run.backward(*given)
-    return [dq, dk, dv, dwritten, dfirst, *(x for x in (dmask, drows, *some) if x is not None)]
+    dwritten = dwritten if wants_written(args[6], mixed) else None
+    return [dq, dk, dv, dfirst, *(x for x in (dmask, drows, dwritten, *some) if x is not None)]
 
 
 def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first, size, hidden, *options):
@@ -42,7 +44,9 @@ def _fake_forward(q, k, v, mask, rows, written, kept, factor, gamma, beta, first
 
 
 def _fake_backward(do, dlast, q, k, v, mask, rows, written, kept, factor, gamma, beta, first, *rest):
-    return empty_likes(q, k, v, written, first, mask, rows, kept if rest[-1] else None, factor, gamma, beta)
+    mixed = rest[-1]
+    dwritten, dkept = written if wants_written(kept, mixed) else None, kept if mixed else None
+    return empty_likes(q, k, v, first, mask, rows, dwritten, dkept, factor, gamma, beta)
 
 
 _INPUTS = (
@@ -54,7 +58,7 @@ forward = operator(  # o, last, checkpoints
     f"two_layers_forward({_INPUTS}, {_FORM}, bool save) -> (Tensor, Tensor, Tensor)", _forward, _fake_forward
 )
 backward = operator(
-    # dq, dk, dv, dwritten, dfirst and of dmask, drows, dkept (if mixed), dfactor, dgamma, dbeta those that were given
+    # dq, dk, dv, dfirst and of dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta those that were given and are wanted; mixed: as there
     f"two_layers_backward(Tensor do, Tensor? dlast, {_INPUTS}, Tensor checkpoints, {_FORM}, bool mixed) -> Tensor[]",
     _backward, _fake_backward,
 )  # fmt: skip
@@ -80,9 +84,10 @@ class TwoLayers(torch.autograd.Function):
         *inputs, checkpoints = ctx.saved_tensors
         q, k, v, mask, rows, written, kept, factor, gamma, beta, first = inputs
         do = torch.zeros_like(v) if do is None else do
-        mixed = ctx.needs_input_grad[6]
-        wanted = q, k, v, written, first, mask, rows, kept if mixed else None, factor, gamma, beta
-        dq, dk, dv, dwritten, dfirst, dmask, drows, dkept, dfactor, dgamma, dbeta = _gradients(
+        mixed = ctx.needs_input_grad[5 if kept is None else 6]
+        some = written if wants_written(kept, mixed) else None, kept if mixed else None
+        wanted = q, k, v, first, mask, rows, *some, factor, gamma, beta
+        dq, dk, dv, dfirst, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta = _gradients(
             wanted, do, dlast, *inputs, checkpoints, *ctx.form, mixed
         )
         return dq, dk, dv, dmask, drows, dwritten, dkept, dfactor, dgamma, dbeta, dfirst, *[None] * len(ctx.form)

@@ -72,4 +72,5 @@ def writers_kernel(
         if factor is not None:
             tl.store(dfactor + place * SIZE + t, tl.sum(taken * b[:, None], 0), mask=valid)
     else:
+        tl.debug_barrier()  # dmask may be the mask, which all have read by now
         tl.store(pair_pointers(dmask, place, t, SIZE, True), taken, mask=valid[:, None] & valid[None, :])

@@ -20,7 +20,7 @@ ELEMENTS, WARPS = 4096, 4  # of a program
 class UnitNorm(torch.autograd.Function):
     """(x: [..., D], eps) -> y = r x in x's dtype, and r = 1 / sqrt(sum x^2 + eps), [..., 1] in float32.
 
-    Backward takes y and r, not x: y is there anyway, where it is a key or a query.
+    Backward takes y and r, not x: y is there anyway, where it is a key or a query. Who changes y in place gets autograd's error.
     """
 
     @staticmethod
