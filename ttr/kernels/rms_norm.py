@@ -11,9 +11,10 @@ from .unit_norm import WIDEST
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean x^2 + eps) * weight over the last axis, computed in float32 at least. x: [..., D]; weight: [D], of x's dtype."""
+    """x / sqrt(mean x^2 + eps) * weight over the last axis, computed in float32 at least, in x's dtype. x: [..., D]; weight: [D], of
+    that dtype too."""
     if 0 < x.shape[-1] <= WIDEST and weight.device == x.device and type(weight) in (Tensor, torch.nn.Parameter) and launches(x):
         from .triton.rms_norm.function import RMSNorm
 
         return RMSNorm.apply(x, weight, float(eps))[0]
-    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps).to(x.dtype)  # CUDA's autocast has it give float32
